@@ -1,0 +1,185 @@
+"""What flows through a step: `Batch` in, `Outputs` from the model, `Loss` from the objective.
+
+Index letters, used as name suffixes everywhere:
+
+    R packed rows · T positions of a row · N predicted (completion) tokens of the batch, flat ·
+    C completions · G groups · V vocabulary · H hidden size
+
+Nothing over N, C or G is padded: a masked slot cannot leak into a mean that has no masked slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One optional tensor of a batch."""
+
+    meaning: str
+    unit: str
+    provider: str
+
+
+COLUMNS: Mapping[str, Column] = {
+    "chosen_G": Column("completion index (into C) of the preferred one", "index", "pairs"),
+    "rejected_G": Column("completion index (into C) of the other one", "index", "pairs"),
+    "label_C": Column("verdict: 1 desirable, 0 not", "bool", "unpaired rows"),
+    "finished_C": Column("1 if the completion ends with the stop token", "bool", "packing"),
+    "sampled_logps_N": Column(
+        "log-prob of each token under the policy that sampled it", "nats", "rollouts"
+    ),
+    "reference_logps_N": Column(
+        "log-prob of each token under the frozen reference", "nats", "the step, or rollouts"
+    ),
+    "scores_C": Column("reward of each completion, as the reward gave it", "reward", "rollouts"),
+    "values_N": Column("value of the state before each token, at sampling", "reward", "rollouts"),
+    "advantages_N": Column("advantage of each token, detached", "reward", "credit"),
+    "returns_N": Column("target of the value head, detached", "reward", "credit"),
+}
+"""Every column a batch may carry: the suffix gives its shape, `provider` who fills it in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Packed groups, each prompt stored once.
+
+    Attention rule: query q sees key k iff they are of the same group, k is not after q, and k's
+    branch is 0 (the prompt) or q's own. Positions of every completion restart after its prompt.
+    """
+
+    tokens_RT: Tensor
+    """Token ids. Padding holds any valid id and is never seen: its group is -1."""
+    positions_RT: Tensor
+    group_RT: Tensor
+    """Which group of the batch, -1 for padding."""
+    branch_RT: Tensor
+    """0 for the prompt, 1..k for its completions."""
+    source_N: Tensor
+    """Flat index (into R*T) of the hidden state that predicts token n. The prompt's last state
+    predicts the first token of every completion."""
+    target_N: Tensor
+    """Flat index (into R*T) of token n itself."""
+    completion_N: Tensor
+    """Which completion token n belongs to."""
+    group_C: Tensor
+    """Which group each completion belongs to."""
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.columns:
+            known = COLUMNS[name]
+            raise KeyError(f"this batch has no {name} ({known.meaning}); it comes from "
+                           f"{known.provider}")
+        return self.columns[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
+
+    @property
+    def size_N(self) -> int:
+        return self.source_N.numel()
+
+    @property
+    def size_C(self) -> int:
+        return self.group_C.numel()
+
+    @property
+    def size_G(self) -> int:
+        return int(self.group_C.max()) + 1 if self.size_C else 0
+
+    @property
+    def token_ids_N(self) -> Tensor:
+        """The predicted token ids."""
+        return self.tokens_RT.flatten()[self.target_N]
+
+    @property
+    def lengths_C(self) -> Tensor:
+        """Tokens of each completion, stop token included."""
+        return torch.bincount(self.completion_N, minlength=self.size_C)
+
+    @property
+    def last_C(self) -> Tensor:
+        """Index into N of each completion's last real token."""
+        return torch.cumsum(self.lengths_C, 0) - 1
+
+    def with_columns(self, **columns: Tensor) -> Batch:
+        """The same batch with more (or replaced) columns; unknown names are refused."""
+        for name in columns:
+            if name not in COLUMNS:
+                raise KeyError(f"'{name}' is not in the table of columns of truing.batch")
+        return replace(self, columns={**self.columns, **columns})
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        tensors = {
+            name: getattr(self, name).to(device)
+            for name in self.__slots__
+            if name != "columns"
+        }
+        return Batch(**tensors, columns={k: v.to(device) for k, v in self.columns.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What the models say about a batch. Only what the objective needs is computed."""
+
+    logps_N: Tensor | None = None
+    """Log-prob of each predicted token under the policy, float32, nats."""
+    entropy_N: Tensor | None = None
+    """Entropy of each predicting distribution, float32, nats, no gradient."""
+    values_N: Tensor | None = None
+    """Value head at the state before each token, float32."""
+    scores_C: Tensor | None = None
+    """Reward head at the last real token of each completion, float32."""
+
+
+class Metric(NamedTuple):
+    """A number that can be added up over micro-batches: `total` over `weight`."""
+
+    total: Tensor
+    weight: float
+    reduce: Literal["mean", "min", "max"] = "mean"
+
+
+class Loss(NamedTuple):
+    """What an objective returns: a SUM and the weight it must be divided by, once a step."""
+
+    total: Tensor
+    weight: float
+    metrics: dict[str, Metric]
+
+
+def mean_of(values: Tensor) -> Metric:
+    """A metric that averages `values` over all their elements, whatever the micro-batches."""
+    return Metric(values.detach().float().sum(), float(values.numel()))
+
+
+def extreme_of(values: Tensor, reduce: Literal["min", "max"]) -> Metric:
+    """The smallest or largest of `values`."""
+    extreme = values.min() if reduce == "min" else values.max()
+    return Metric(extreme.detach().float(), 1.0, reduce)
+
+
+def combine(collected: Iterable[dict[str, Metric]]) -> dict[str, float]:
+    """Metrics of several micro-batches as one number each. Weightless means are left out."""
+    by_name: dict[str, list[Metric]] = {}
+    for metrics in collected:
+        for name, metric in metrics.items():
+            by_name.setdefault(name, []).append(metric)
+    combined: dict[str, float] = {}
+    for name, parts in by_name.items():
+        totals = [float(part.total) for part in parts]
+        if parts[0].reduce == "mean":
+            weight = sum(part.weight for part in parts)
+            if weight:
+                combined[name] = sum(totals) / weight
+        else:
+            combined[name] = min(totals) if parts[0].reduce == "min" else max(totals)
+    return combined

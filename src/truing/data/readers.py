@@ -1,0 +1,236 @@
+"""Rows from files, folders and the hub. Nothing is interpreted here, nothing is skipped.
+
+Every row says where it came from: `file.jsonl:17` is the line for .jsonl and .csv, and the number
+of the row, from 1, for .json, .parquet and the hub.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from truing.errors import DataError, UnsafeFileError
+
+HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin")
+SAVED_DATASET = ("dataset_info.json", "dataset_dict.json")
+
+
+class Row(NamedTuple):
+    """One row as it was read, and its place for messages."""
+
+    values: dict[str, Any]
+    where: str
+
+
+def read_rows(path: str, *, split: str = "train", max_rows: int | None = None) -> Iterator[Row]:
+    """The rows of a file, of a folder of files (in order of name), or of `org/name[@revision]`.
+
+    `split` chooses a split of a hub data set; files have none. What the path names is checked at
+    once, the rows are read as they are asked for. Raises DataError at file:line, and
+    UnsafeFileError for files that would have to be executed.
+    """
+    place = Path(path)
+    if place.is_dir():
+        rows = _chain([(file, _reader(file)) for file in _files_of(place)])
+    elif place.exists():
+        rows = _chain([(place, _reader(place))])
+    elif (match := HUB_ID.fullmatch(path)) and not path.endswith((*READERS, *PICKLES)):
+        rows = _read_hub(match["name"], match["revision"], split)
+    else:
+        raise DataError(
+            "no such file",
+            where=path,
+            remedy="give a file, a folder, or a hub id of the form org/name[@revision]",
+        )
+    return islice(rows, max_rows)
+
+
+Reader = Callable[[Path], Iterator[Row]]
+
+
+def _chain(files: Iterable[tuple[Path, Reader]]) -> Iterator[Row]:
+    for file, reader in files:
+        yield from reader(file)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The visible files of a folder, sorted by name."""
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    if any(file.name in SAVED_DATASET for file in files):
+        raise DataError(
+            "this folder was written by datasets.save_to_disk",
+            where=str(folder),
+            remedy="write it once with dataset.to_json('rows.jsonl') or dataset.to_parquet(...)",
+        )
+    if not files:
+        raise DataError("the folder is empty", where=str(folder), remedy=_VALID)
+    return files
+
+
+def _reader(file: Path) -> Reader:
+    """The function that reads this kind of file."""
+    if file.suffix.lower() in PICKLES:
+        raise UnsafeFileError(
+            f"a {file.suffix} file is executed when it is read",
+            where=str(file),
+            remedy=f"convert it where you trust it, and {_VALID}",
+        )
+    for ending, reader in READERS.items():
+        if file.name.lower().endswith(ending) and file.is_file():
+            return reader
+    what = "a folder inside a folder" if file.is_dir() else f"unknown kind of file '{file.suffix}'"
+    raise DataError(what, where=str(file), remedy=_VALID)
+
+
+def _read_jsonl(file: Path) -> Iterator[Row]:
+    with _opened(file) as handle:
+        for number, line in _lines(handle, file.name):
+            if line.strip():  # a blank line holds no row
+                where = f"{file.name}:{number}"
+                yield Row(_object(_json(line, file.name, number), where), where)
+
+
+def _read_json(file: Path) -> Iterator[Row]:
+    with _opened(file) as handle:
+        text = "".join(line for _, line in _lines(handle, file.name))
+    content = _json(text, file.name, 1)
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        content = lists[0] if len(lists) == 1 else content
+    if not isinstance(content, list):
+        raise DataError(
+            "neither a list of objects nor an object with one list",
+            where=file.name,
+            remedy="write one object a line and call it .jsonl",
+        )
+    for number, value in enumerate(content, 1):
+        where = f"{file.name}:{number}"
+        yield Row(_object(value, where), where)
+
+
+def _read_csv(file: Path) -> Iterator[Row]:
+    with _opened(file) as handle:
+        table = csv.reader((line for _, line in _lines(handle, file.name)), strict=True)
+        names: list[str] = []
+        try:
+            for fields in table:
+                where = f"{file.name}:{table.line_num}"
+                if not names:
+                    names = fields
+                elif fields and len(fields) != len(names):
+                    what = f"{len(fields)} fields, but the header has {len(names)}"
+                    raise DataError(what, where=where, remedy="correct or quote the line")
+                elif fields:
+                    yield Row(dict(zip(names, fields, strict=True)), where)
+        except csv.Error as error:
+            raise DataError(
+                f"not valid CSV: {error}",
+                where=f"{file.name}:{table.line_num}",
+                remedy="correct the line, or use .jsonl",
+            ) from error
+
+
+def _read_parquet(file: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            number = 0
+            for batch in table.iter_batches():
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(values, f"{file.name}:{number}")
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"not a readable parquet file: {error}", where=file.name, remedy="write it again"
+        ) from error
+
+
+def _read_hub(name: str, revision: str | None, split: str) -> Iterator[Row]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, revision=revision, split=split)
+    # The hub client and the builders behind it raise whatever their network stack raises.
+    except Exception as error:
+        raise DataError(
+            f"the hub has no usable '{name}' (split '{split}'): {type(error).__name__}: {error}",
+            where=name,
+            remedy="check the id, the split, the network and HF_TOKEN; if it was meant as a file "
+            "here, it does not exist",
+        ) from error
+    for number, values in enumerate(rows, 1):
+        yield Row(dict(values), f"{name}:{number}")
+
+
+READERS: dict[str, Reader] = {
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+}
+_VALID = f"use one of: {', '.join(READERS)}"
+
+
+def _opened(file: Path) -> BinaryIO:
+    """The bytes of a file, unpacked if it is a .gz."""
+    # typeshed does not know that a GzipFile is a BinaryIO.
+    return cast(BinaryIO, gzip.open(file)) if file.suffix.lower() == ".gz" else file.open("rb")
+
+
+def _lines(handle: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+    """(Number, text) of every line: endings kept, the mark some editors put first left out."""
+    number = 0
+    try:
+        for number, raw in enumerate(handle, 1):
+            line = raw.decode("utf-8")
+            yield number, line.removeprefix("\ufeff") if number == 1 else line
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8: byte {error.start + 1} of the line is 0x{error.object[error.start]:02x}",
+            where=f"{name}:{number}",
+            remedy="save the file as UTF-8",
+        ) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"the archive is damaged: {error}",
+            where=f"{name}:{number + 1}",
+            remedy="copy or download it again",
+        ) from error
+
+
+def _json(text: str, name: str, line: int) -> Any:
+    """The JSON value of a text that begins at this line of the file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        many = error.msg == "Extra data" and error.lineno > 1
+        raise DataError(
+            f"not valid JSON: {error.msg} (column {error.colno})",
+            where=f"{name}:{line + error.lineno - 1}",
+            remedy="if it holds one object a line, call it .jsonl" if many else "correct the line",
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+        raise DataError(
+            f"not readable JSON: {error}", where=f"{name}:{line}", remedy="correct the line"
+        ) from error
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise DataError(
+        f"a row is an object, this is {type(value).__name__}",
+        where=where,
+        remedy='write {"prompt": ..., ...}',
+    )

@@ -1,0 +1,1 @@
+"""Numbers about policies and reward models, each with its interval, and the report of a run."""

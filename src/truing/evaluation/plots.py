@@ -1,0 +1,362 @@
+"""Pictures of a run as inline SVG: the same bytes for the same numbers. No torch.
+
+Ink is `currentColor`, so a picture takes the colour of the page it stands in, light or dark.
+The policies' colours have a contrast of at least 3 to white and to near-black, stay apart for
+colour-blind readers, and every policy has its own marker as well.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from math import log
+from typing import Any, NamedTuple
+
+from truing.evaluation.summary import Interval, PolicyResult, Summary
+
+PALETTE = ("#2380c2", "#d55e00", "#009e73", "#b8608f", "#a97b00", "#7a6fd0", "#808080")
+MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
+"""matplotlib's marker -> the same shape as a character."""
+INK = "#010203"
+"""Drawn in this colour, then replaced by currentColor."""
+SMOOTH_FROM = 60
+"""Curves with more points than this also get a running mean."""
+
+RC: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a label is a label, whatever it contains
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same metrics everywhere
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "axes.grid": True,
+    "axes.unicode_minus": False,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "savefig.transparent": True,
+}
+
+Metrics = Sequence[Mapping[str, float]]
+"""The lines of metrics.jsonl."""
+
+
+class Style(NamedTuple):
+    """How a policy looks, in every picture and table."""
+
+    colour: str
+    marker: str
+    glyph: str
+
+
+def policy_styles(summary: Summary) -> dict[str, Style]:
+    """Label -> its colour and marker, in the order of the table."""
+    looks = zip(cycle(PALETTE), cycle(MARKERS.items()), strict=False)
+    return {
+        policy.label: Style(colour, *shape)
+        for policy, (colour, shape) in zip(summary.policies, looks, strict=False)
+    }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One picture of training: which metrics over the steps."""
+
+    title: str
+    unit: str
+    metrics: Mapping[str, str]
+    """Metric -> what the line is called. `eval/<metric>` is drawn beside it where there is one."""
+    guides: Mapping[str, float] = field(default_factory=dict)
+    """Levels worth knowing: what they are -> where."""
+
+
+CHANCE = {"guessing": 0.5}
+UNDECIDED = {"undecided: ln 2": log(2)}
+
+CURVES: Mapping[str, tuple[Curve, ...]] = {
+    "objective/scores": (
+        Curve("Reward of the completions", "reward, before scaling", {"objective/scores": ""}),
+        Curve("Distance from the reference", "KL (nats/completion)", {"objective/kl": ""}),
+        Curve("Randomness of the policy", "entropy (nats/token)", {"objective/entropy": ""}),
+        Curve("Length of the completions", "length (tokens)", {"completions/mean_length": ""}),
+    ),
+    "rewards/margins": (
+        Curve("Margin, chosen over rejected", "implicit reward", {"rewards/margins": ""}),
+        Curve("Pairs in the right order", "share", {"rewards/accuracies": ""}, CHANCE),
+        Curve(
+            "Implicit reward of each side",
+            "implicit reward",
+            {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
+        ),
+        Curve("Loss", "loss (nats/pair)", {"loss": ""}, UNDECIDED),
+    ),
+    "margin": (
+        Curve("Loss of the reward model", "loss (nats/pair)", {"loss": ""}, UNDECIDED),
+        Curve("Pairs in the annotator's order", "accuracy (share)", {"accuracy": ""}, CHANCE),
+    ),
+    "loss": (Curve("Loss", "loss", {"loss": ""}),),
+}
+"""The metric by which a family of objectives is known -> its pictures. The first match counts."""
+
+
+def family(rows: Metrics) -> str | None:
+    """The key of CURVES that these metrics belong to; None if there is nothing to draw."""
+    names = {name for row in rows for name in row}
+    return next((key for key in CURVES if key in names), None)
+
+
+def curve(
+    spec: Curve,
+    rows: Metrics,
+    *,
+    stage: str = "",
+    colour: str = INK,
+    guides: Mapping[str, float] | None = None,
+) -> str | None:
+    """Metrics over the steps; None where none of them was written."""
+    lines = {name: _points(rows, name) for name in spec.metrics}
+    lines |= {f"eval/{name}": _points(rows, f"eval/{name}") for name in spec.metrics}
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return None
+
+    def paint(figure: Any) -> None:
+        axes = figure.subplots()
+        for name, points in lines.items():
+            label = _line_label(spec, name, alone=len(lines) == 1)
+            dashed = name.removeprefix("eval/") != next(iter(spec.metrics))
+            _line(axes, points, label, colour, held_out=name.startswith("eval/"), dashed=dashed)
+        _guides(axes, {**spec.guides, **(guides or {})})
+        axes.set(title=spec.title, ylabel=spec.unit, xlabel="step (optimizer updates)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend()
+
+    most = max(len(points) for points in lines.values())
+    return _svg(f"{stage}: {spec.title}", paint, (5.2, 3.0), thin=most > 1000)
+
+
+def reward_kl(summary: Summary) -> str | None:
+    """Reward against distance from the reference; None without rewards or without distances.
+
+    The reward is the gold one, or the proxy where there is no gold. Best-of-N stands at its bound,
+    hollow, with an arrow: its KL is somewhere to the left.
+    """
+    name = "gold" if any(p.gold for p in summary.policies) else "proxy"
+    placed: list[tuple[PolicyResult, Interval, Interval]] = []
+    for policy in summary.policies:
+        reward, distance = getattr(policy, name), _distance(policy, summary)
+        if reward is not None and distance is not None:
+            placed.append((policy, reward, distance))
+    if not any(distance.high > 0 for _, _, distance in placed):
+        return None
+    styles = policy_styles(summary)
+
+    def paint(figure: Any) -> None:
+        axes = figure.subplots()
+        handles = [_place(axes, styles[p.label], y, x, _bounded(p)) for p, y, x in placed]
+        axes.set(
+            title=f"{name.capitalize()} reward bought per nat of distance",
+            xlabel=f"KL from {_short(summary.reference or 'the reference')} (nats per completion)",
+            ylabel=f"{name} reward ({_SCALE[name]})",
+        )
+        legend = figure.legend(handles, [""] * len(handles), loc="outside lower center", ncols=3)
+        for text, (policy, _, _) in zip(legend.get_texts(), placed, strict=True):
+            # Set afterwards: legend() drops labels that begin with an underscore.
+            text.set_text(_short(policy.label) + (" (bound: at most)" if _bounded(policy) else ""))
+
+    return _svg(f"{name} reward against KL", paint, (6.4, 4.0))
+
+
+def gains(summary: Summary) -> str | None:
+    """What each policy gained over the reference, gold and proxy side by side; None without."""
+    others = [p for p in summary.policies if p.label != summary.reference]
+    kinds = [k for k in ("gold", "proxy") if any(getattr(p, f"{k}_gain") for p in others)]
+    if not kinds:
+        return None
+    styles = policy_styles(summary)
+
+    def paint(figure: Any) -> None:
+        for axes, kind in zip(
+            figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True
+        ):
+            for row, policy in enumerate(others):
+                gain = getattr(policy, f"{kind}_gain")
+                if gain is not None:
+                    _bar(axes, row, gain, styles[policy.label])
+            axes.axvline(0, color=INK, linewidth=1)
+            axes.set(title=f"Gain in {kind} reward", xlabel=_SCALE[kind])
+            axes.set_yticks(range(len(others)), [_short(p.label) for p in others])
+            axes.grid(axis="y", visible=False)
+        axes.set_ylim(len(others) - 0.4, -0.6)
+
+    return _svg("gain over the reference", paint, (7.2, 1.3 + 0.42 * len(others)))
+
+
+_SCALE = {"gold": "annotator's units", "proxy": "reward-model units"}
+
+
+def _distance(policy: PolicyResult, summary: Summary) -> Interval | None:
+    """Where a policy stands on the KL axis."""
+    if policy.label == summary.reference:
+        return Interval(mean=0, low=0, high=0, n=0)
+    if _bounded(policy):
+        assert policy.kl_bound is not None
+        return Interval(mean=policy.kl_bound, low=0, high=policy.kl_bound, n=0)
+    return policy.kl
+
+
+def _bounded(policy: PolicyResult) -> bool:
+    """Only an upper bound of its KL is known."""
+    return policy.kl is None and policy.kl_bound is not None
+
+
+def _place(axes: Any, style: Style, y: Interval, x: Interval, bound: bool) -> Any:
+    """One policy in the scatter; returns its handle for the legend."""
+    wings = {"ecolor": style.colour, "elinewidth": 1.2, "capsize": 0, "fmt": "none"}
+    axes.errorbar(x.mean, y.mean, yerr=_arms(y), xerr=None if bound else _arms(x), **wings)
+    if bound:
+        arrow = {"arrowstyle": "<-", "color": style.colour, "shrinkA": 0, "shrinkB": 4}
+        axes.annotate("", (x.mean, y.mean), (-26, 0), textcoords="offset points", arrowprops=arrow)
+    (handle,) = axes.plot(
+        x.mean,
+        y.mean,
+        linestyle="none",
+        marker=style.marker,
+        markersize=7,
+        color=style.colour,
+        markerfacecolor="none" if bound else style.colour,
+    )
+    return handle
+
+
+def _bar(axes: Any, row: int, gain: Interval, style: Style) -> None:
+    """One gain: a bar from 0, and its interval."""
+    axes.barh(row, gain.mean, height=0.5, color=style.colour, alpha=0.28)
+    axes.errorbar(
+        gain.mean,
+        row,
+        xerr=_arms(gain),
+        color=style.colour,
+        marker=style.marker,
+        markersize=6,
+        elinewidth=1.6,
+    )
+
+
+def _arms(value: Interval) -> list[list[float]]:
+    """The interval as matplotlib wants it: how far below and above the mean, never negative."""
+    return [[max(0.0, value.mean - value.low)], [max(0.0, value.high - value.mean)]]
+
+
+def _points(rows: Metrics, name: str) -> list[tuple[float, float]]:
+    """(step, value) of the lines that have this metric."""
+    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+
+
+def _line_label(spec: Curve, name: str, alone: bool) -> str:
+    """What the legend calls a line; nothing if it is the only one."""
+    if alone:
+        return ""
+    held_out = name.startswith("eval/")
+    words = [spec.metrics[name.removeprefix("eval/")], "held-out" if held_out else "training"]
+    return ", ".join(filter(None, words))
+
+
+def _line(
+    axes: Any,
+    points: list[tuple[float, float]],
+    label: str,
+    colour: str,
+    held_out: bool,
+    dashed: bool,
+) -> None:
+    """One metric. Held-out: few points, marked. Many points: faint, under their running mean."""
+    steps, values = zip(*points, strict=True)
+    look: dict[str, Any] = {"color": colour, "linestyle": "--" if dashed else "-"}
+    if held_out:
+        look |= {"marker": "o", "markersize": 5, "markerfacecolor": "none", "linewidth": 1}
+    elif len(points) > SMOOTH_FROM:
+        axes.plot(steps, values, **{**look, "linewidth": 0.8, "alpha": 0.35})
+        window = len(points) // 20
+        values = tuple(_mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values)))
+        label = ", ".join(filter(None, [label, f"mean of the last {window} points"]))
+    elif len(points) == 1:
+        look |= {"marker": "o"}
+    axes.plot(steps, values, label=label or None, **look)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _guides(axes: Any, levels: Mapping[str, float]) -> None:
+    """Thin horizontal lines, each with its name at the right end."""
+    for name, level in levels.items():
+        axes.axhline(level, color=INK, linewidth=0.8, linestyle=":")
+        axes.annotate(
+            name,
+            (1, level),
+            (-2, 2),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7.5,
+        )
+
+
+def _short(label: str) -> str:
+    """A label that leaves room for the picture."""
+    flat = " ".join(label.split())
+    return flat if len(flat) <= 24 else flat[:23] + "…"
+
+
+def _svg(
+    title: str, paint: Callable[[Any], None], size: tuple[float, float], thin: bool = False
+) -> str:
+    """Draw with the house style, whatever the user's matplotlibrc says."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    own = {**RC, "svg.hashsalt": title, "path.simplify": thin}
+    none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    buffer = io.StringIO()
+    with style.context(["default", own]), warnings.catch_warnings():
+        # The browser has the glyph that DejaVu lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure)
+        figure.savefig(buffer, format="svg", metadata=none)
+    return _inline(buffer.getvalue(), title)
+
+
+def _inline(svg: str, title: str) -> str:
+    """matplotlib's file as a part of a page: scales with it, is read aloud, clashes with none."""
+    svg = svg[svg.index("<svg") :]
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    head, rest = svg.split(">", 1)
+    named = f'{head} role="img">\n <title>{html.escape(title)}</title>'
+    return (named + rest).replace(INK, "currentColor")

@@ -1,0 +1,178 @@
+"""`report.html`: one page about one run, from summary.json and the stages' metrics. No torch.
+
+The page is self-contained: no script, no request. Text of models and recipes is hostile text: the
+template escapes everything but our own SVG, and a content policy forbids the rest.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from importlib.resources import files
+from math import log
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from truing.errors import CheckpointError
+from truing.evaluation import plots, table
+from truing.evaluation.summary import Interval, StageResult, Summary
+from truing.groups import FinishReason
+from truing.rundir import REPORT_FILE, SUMMARY_FILE, RunDirectory, write_text
+
+
+class Expected(NamedTuple):
+    """What a metric must be before the first update, and why."""
+
+    value: float
+    tolerance: float
+    symbol: str
+    why: str
+
+
+FIRST_STEP: Mapping[str, Mapping[str, Expected]] = {
+    "dpo": {
+        "loss": Expected(
+            log(2), 1e-5, "ln 2", "The policy is still the reference: every pair is undecided."
+        ),
+        "rewards/margins": Expected(0.0, 1e-5, "0", "No side of a pair is rewarded yet."),
+    },
+    "ppo": {
+        "val/ratio": Expected(
+            1.0, 0.0, "1", "Sampler and trainer give every token the same probability."
+        ),
+        "policy/clipfrac_avg": Expected(0.0, 0.0, "0", "Where every ratio is 1, none is clipped."),
+    },
+}
+"""Method -> metric -> what it must be. The objectives' `step_zero`, in words; a test compares."""
+
+
+class Check(NamedTuple):
+    """One row of the first-step table."""
+
+    stage: str
+    metric: str
+    expected: Expected
+    found: float
+
+    @property
+    def holds(self) -> bool:
+        return abs(self.found - self.expected.value) <= self.expected.tolerance
+
+
+class Pictures(NamedTuple):
+    """A stage and the curves of its training."""
+
+    stage: StageResult
+    svgs: list[str]
+
+
+def write_report(output: Path) -> Path:
+    """Write OUTPUT/report.html from OUTPUT/summary.json and the stage folders; returns its path.
+
+    Raises CheckpointError if summary.json is absent or not a summary.
+    """
+    summary = read_summary(output)
+    metrics = {s.name: RunDirectory(output / s.name).metrics() for s in summary.stages}
+    path = output / REPORT_FILE
+    write_text(path, render(summary, metrics))
+    return path
+
+
+def read_summary(output: Path) -> Summary:
+    """OUTPUT/summary.json. Raises CheckpointError if it is absent or not a summary."""
+    path = output / SUMMARY_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            "there is no summary to report on",
+            where=str(path),
+            remedy="finish the run with --resume; its evaluate stage writes the summary",
+        )
+    try:
+        return Summary.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            "the summary cannot be read",
+            where=str(path),
+            remedy="remove it and run again with --resume",
+        ) from error
+
+
+def render(summary: Summary, metrics: Mapping[str, plots.Metrics]) -> str:
+    """The page. `metrics` is stage -> the lines of its metrics.jsonl."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["svg"] = Markup  # the only unescaped content: what plots.py drew
+    text = files("truing.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(text).render(
+        summary=summary,
+        write=table,
+        styles=plots.policy_styles(summary),
+        policies=table.policy_grid(summary),
+        stages=table.stage_grid(summary),
+        prompts=_prompts(summary),
+        reward_kl=plots.reward_kl(summary),
+        gains=plots.gains(summary),
+        training=_training(summary, metrics),
+        checks=_checks(summary),
+        sampled=_sampled(summary),
+        cut_off=FinishReason.LENGTH.value,
+        stopped=FinishReason.STOP.value,
+        command=f"truing run {shlex.quote(summary.name + '.yaml')} seed={summary.seed}",
+    )
+
+
+def _prompts(summary: Summary) -> str:
+    """How many prompts the policies' numbers rest on."""
+    counts = {value.n for p in summary.policies for _, value in p if isinstance(value, Interval)}
+    return " to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else ""
+
+
+def _sampled(summary: Summary) -> list[str]:
+    """Labels that have samples: in the order of the table, then any other."""
+    found = dict.fromkeys(label for s in summary.samples for label in s.completions)
+    known = [p.label for p in summary.policies if p.label in found]
+    return known + [label for label in found if label not in known]
+
+
+def _training(summary: Summary, metrics: Mapping[str, plots.Metrics]) -> dict[str, list[Pictures]]:
+    """Family of objectives (a key of plots.CURVES) -> its stages with their pictures."""
+    styles = plots.policy_styles(summary)
+    colours = {p.stage: styles[p.label].colour for p in reversed(summary.policies)}
+    ceilings = {r.stage: r.ceiling for r in summary.reward_models if r.ceiling is not None}
+    found: dict[str, list[Pictures]] = {key: [] for key in plots.CURVES}
+    for stage in summary.stages:
+        rows = metrics.get(stage.name, [])
+        key = plots.family(rows)
+        if key is None:
+            continue
+        svgs = []
+        for spec in plots.CURVES[key]:
+            bounded = "accuracy" in spec.metrics and stage.name in ceilings
+            svgs.append(
+                plots.curve(
+                    spec,
+                    rows,
+                    stage=stage.name,
+                    colour=colours.get(stage.name, plots.INK),
+                    guides={"ceiling": ceilings[stage.name]} if bounded else None,
+                )
+            )
+        found[key].append(Pictures(stage, [svg for svg in svgs if svg]))
+    return found
+
+
+def _checks(summary: Summary) -> list[Check]:
+    """What was measured before the first update and is known in advance."""
+    methods = {stage.name: stage.method for stage in summary.stages}
+    return [
+        Check(stage, metric, expected, found[metric])
+        for stage, found in summary.first_step.items()
+        for metric, expected in FIRST_STEP.get(methods.get(stage, ""), {}).items()
+        if metric in found
+    ]

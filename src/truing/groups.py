@@ -1,0 +1,108 @@
+"""The unit of the whole system: a prompt and its completions are one thing, a `Group`.
+
+A demonstration is a group with one completion, a preference pair a group with two and a choice,
+an unpaired label a group with one and a verdict, a rollout group has N completions and N scores,
+a prompt to roll out has none yet. Text first (`Group`), then token ids (`TokenGroup`). No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+GroupType = Literal["prompt-only", "prompt-completion", "preference", "unpaired"]
+
+
+class FinishReason(StrEnum):
+    """Why a completion ends where it ends."""
+
+    STOP = "stop"
+    """The author meant to stop: the stop token follows the text and is a trained target."""
+    LENGTH = "length"
+    """The token limit cut it: no stop token follows, and none is trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is given: plain `text`, or `messages` for the chat template.
+
+    With messages, `text` is what a person would read (used in tables and by text rewards). A last
+    message of the assistant is a prefix that the completion continues.
+    """
+
+    text: str
+    messages: tuple[Message, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer, with what is known of it."""
+
+    text: str
+    finish: FinishReason = FinishReason.STOP
+    score: float | None = None
+    """A reward, if one was given. Unit: the reward's own."""
+    label: bool | None = None
+    """A verdict (desirable or not), if one was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt and its completions."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...] = ()
+    chosen: int | None = None
+    """Index of the preferred completion; with `rejected` set this group is a pair."""
+    rejected: int | None = None
+    where: str = ""
+    """Where it came from, for messages: `file:line`."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns of the row, handed to rewards as they are."""
+
+    @property
+    def type(self) -> GroupType:
+        """Which of the field's dataset types this group is."""
+        if self.chosen is not None and self.rejected is not None:
+            return "preference"
+        if not self.completions:
+            return "prompt-only"
+        return "prompt-completion" if self.completions[0].label is None else "unpaired"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCompletion:
+    """The ids of one completion, stop token included where the author meant to stop."""
+
+    ids: tuple[int, ...]
+    finish: FinishReason = FinishReason.STOP
+    score: float | None = None
+    label: bool | None = None
+    sampled_logps: tuple[float, ...] | None = None
+    """Log-prob of each id under the sampler that drew it, at its temperature. Nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGroup:
+    """A group as token ids. The prompt is stored once for all completions."""
+
+    prompt_ids: tuple[int, ...]
+    completions: tuple[TokenCompletion, ...] = ()
+    chosen: int | None = None
+    rejected: int | None = None
+    where: str = ""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the packed group: the prompt once, and every completion."""
+        return len(self.prompt_ids) + sum(len(c.ids) for c in self.completions)

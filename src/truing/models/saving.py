@@ -1,0 +1,106 @@
+"""Weights that others can open: safetensors at the root of a run directory.
+
+A policy opens with AutoModelForCausalLM, a reward model with AutoModelForSequenceClassification.
+Adapters are merged in float32 and also kept as they are, in `adapter/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedTokenizerFast
+
+from truing.errors import ModelError
+from truing.models import loading
+from truing.models.heads import ScalarHead
+from truing.models.network import Network
+
+ADAPTER_FOLDER = "adapter"
+SCORE_HEAD_FILE, VALUE_HEAD_FILE = "score_head.safetensors", "value_head.safetensors"
+
+
+def merged(
+    source: str, masters: Mapping[str, Tensor], lora: LoraConfig | None, adapter_to: Path
+) -> PreTrainedModel:
+    """The trained model in float32: the source's weights with the masters in their places.
+
+    With `lora` the adapter is first saved to `adapter_to`, then merged.
+    """
+    network = Network(loading.load_causal(source, torch.float32), lora=lora)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in masters:
+                parameter.copy_(masters[name])
+    if network.peft is None:
+        return network.base
+    network.peft.save_pretrained(adapter_to)
+    model: PreTrainedModel = network.peft.merge_and_unload()
+    return model
+
+
+def save_policy(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype
+) -> None:
+    """A causal language model and its tokenizer at the root of `folder`."""
+    with loading.quiet():
+        model.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def save_scorer(
+    folder: Path,
+    model: PreTrainedModel,
+    head: ScalarHead,
+    tokenizer: PreTrainedTokenizerFast,
+    dtype: torch.dtype,
+) -> None:
+    """The trunk of `model` and `head` as a one-label sequence classifier.
+
+    transformers finds the token it pools by looking for the last one that is not padding. So the
+    padding id written here is never the stop token, which is the token we score at.
+    """
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.num_labels = 1
+    config.pad_token_id = padding_id(tokenizer)
+    scorer = AutoModelForSequenceClassification.from_config(config)
+    prefix = model.base_model_prefix
+    setattr(scorer, prefix, getattr(model, prefix))
+    with torch.no_grad():
+        scorer.score.weight.copy_(head.weight)
+    with loading.quiet():
+        scorer.to(dtype).save_pretrained(folder)
+    tokenizer.pad_token_id = config.pad_token_id
+    tokenizer.save_pretrained(folder)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """A padding id that is not the stop token. Raises ModelError if the tokenizer has none."""
+    candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, *tokenizer.all_special_ids]
+    usable = [i for i in candidates if i is not None and i != tokenizer.eos_token_id]
+    if not usable:
+        raise ModelError(
+            "the tokenizer has no special token besides the stop token to pad with",
+            remedy="add one: tokenizer.add_special_tokens({'pad_token': '<|pad|>'})",
+        )
+    return int(usable[0])
+
+
+def save_head(path: Path, head: ScalarHead) -> None:
+    """A head's own parameters."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: p.detach().cpu().float().contiguous() for name, p in head.named_parameters()}
+    save_file(tensors, path)
+
+
+def load_head(path: Path) -> ScalarHead:
+    """A head that `save_head` wrote."""
+    tensors = load_file(path)
+    head = ScalarHead(tensors["weight"][0], bias="bias" in tensors)
+    head.load_state_dict(tensors)
+    return head

@@ -1,0 +1,1 @@
+"""Prompts to groups: sample, score, credit. What on-policy training adds to the common loop."""

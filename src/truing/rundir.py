@@ -1,0 +1,175 @@
+"""What a run leaves on disk: names, an append-only writer, a typed reader. No torch.
+
+    OUTPUT/                    one recipe
+      summary.json  report.html
+      STAGE/                   one run directory per stage
+        run.json               who, from what, in which state (RunInfo)
+        config.yaml            every key, resolved
+        metrics.jsonl          one line a step, appended
+        samples/*.jsonl        prompts and completions
+        eval/*.json            measurements
+        model.safetensors ...  weights that from_pretrained opens
+
+Files are replaced whole (written beside, then renamed), so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from truing.errors import CheckpointError, UsageError
+
+SCHEMA_VERSION = 1
+RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.jsonl"
+SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
+
+
+class RunInfo(BaseModel):
+    """`run.json`: the state and the lineage of one stage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    stage: str
+    method: str
+    status: Literal["running", "completed", "failed"] = "running"
+    reason: str = ""
+    """Why it failed, in the words of the error."""
+    started: str = ""
+    """UTC, ISO 8601."""
+    wall_seconds: float | None = None
+    seed: int = 0
+    parents: dict[str, str] = Field(default_factory=dict)
+    """Role (from, data, reward, ...) -> the parent stage or path."""
+    fingerprint: str = ""
+    """Hash of the resolved config and the parents' fingerprints: what the result depends on."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    device: str = ""
+    steps: int = 0
+    tokens: int = 0
+    """Tokens the stage computed or drew, prompts counted once per group."""
+    model_copies: float | None = None
+    """Whole-model copies held in memory; adapters and heads are not copies."""
+    peak_memory_bytes: int | None = None
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """What else is worth keeping: counts of dropped rows, first-step numbers, ..."""
+
+
+class RunDirectory:
+    """One stage's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, info: RunInfo, config: Mapping[str, Any]) -> None:
+        """Empty the folder and write who is running with what."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        write_text(self.path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False))
+        info.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.write_info(info)
+
+    def write_info(self, info: RunInfo) -> None:
+        write_text(self.path / RUN_FILE, info.model_dump_json(indent=2) + "\n")
+
+    def info(self) -> RunInfo | None:
+        """The state of this run, or None if there is none. Raises CheckpointError if unreadable."""
+        file = self.path / RUN_FILE
+        if not file.is_file():
+            return None
+        try:
+            return RunInfo.model_validate_json(file.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                "run.json cannot be read",
+                where=str(file),
+                remedy="remove the stage's folder and run again with --resume",
+            ) from error
+
+    def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line to metrics.jsonl."""
+        line = json.dumps({"step": step, **metrics}, allow_nan=False)
+        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Every line of metrics.jsonl; a last line that was cut off is left out."""
+        return list(read_jsonl(self.path / METRICS_FILE, allow_cut=True))
+
+    def write_json(self, name: str, content: Any) -> None:
+        """A JSON file of this run, replaced whole; NaN is refused."""
+        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+        write_text(self.path / name, text + "\n")
+
+    def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """A JSON-lines file of this run, replaced whole."""
+        lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) for row in rows]
+        write_text(self.path / name, "".join(line + "\n" for line in lines))
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """A JSON-lines file of this run."""
+        return list(read_jsonl(self.path / name))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` whole, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def read_jsonl(path: Path, allow_cut: bool = False) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file; none if the file is absent."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if allow_cut and number == len(lines) and not line.endswith("\n"):
+            return
+        yield json.loads(line)
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of JSON-able parts, the same on every machine."""
+    canonical = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def claim_output(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make `path` ours: empty, or continued with --resume, or emptied with --overwrite.
+
+    Raises UsageError for a folder that holds something and neither flag, for a file, and for a
+    folder that --overwrite would empty but that no recipe made.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other", remedy="give one of them")
+    if path.exists() and not path.is_dir():
+        raise UsageError("the output is a file", where=str(path), remedy="choose another output")
+    occupied = path.is_dir() and any(path.iterdir())
+    if occupied and overwrite:
+        if not any(path.glob(f"*/{RUN_FILE}")):
+            raise UsageError(
+                "--overwrite would delete a folder that is no run",
+                where=str(path),
+                remedy="choose another output, or empty the folder yourself",
+            )
+        shutil.rmtree(path)
+    elif occupied and not resume:
+        raise UsageError(
+            "the output folder is not empty",
+            where=str(path),
+            remedy="--resume keeps what is done, --overwrite starts over, output=DIR goes elsewhere",
+        )
+    path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""One step, one loop. Methods differ in their source and their objective, never in the loop."""

@@ -1,0 +1,267 @@
+"""The composition root: recipe sections become objects. The only module that knows all classes.
+
+`build` loads the networks an objective's declarations ask for and wires them into a step and a
+source. (Reading a stage's keys, which loads nothing, is method.py.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from truing import config
+from truing.batch import Batch, Outputs
+from truing.errors import UsageError
+from truing.groups import TokenGroup
+from truing.models import loading
+from truing.models.heads import new_score_head, new_value_head
+from truing.models.network import Network
+from truing.models.roles import Roles, attach_reward_adapter, load_reward_network
+from truing.rollouts.collect import Collector, Rollout, ScoreNormalizer, Scorer
+from truing.rollouts.sampler import SamplingSettings, sample
+from truing.training import contract
+from truing.training.method import Method
+from truing.training.optim import MasterWeights, make_optimizer, make_schedule
+from truing.training.sources import Offline, OnPolicy, Source
+from truing.training.step import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a training stage is given by the pipeline."""
+
+    source: str
+    """The model to start from, as loading.resolve gave it."""
+    revision: str | None
+    model: config.Model
+    stop_id: int
+    decode: Callable[[Sequence[int]], str]
+    train: Sequence[TokenGroup]
+    heldout: Sequence[TokenGroup]
+    reward_run: Path | None
+    """Run directory of the reward model, if a stage made it."""
+    shares_trunk: bool
+    """Whether that reward model is an adapter on the very weights in `source`."""
+    reward: Scorer | None
+    """A reward that is no network of ours."""
+    on_rollout: Callable[[int, Rollout], None]
+    seed: int
+    where: str
+
+
+@dataclass(slots=True)
+class Built:
+    """A training stage, ready to run."""
+
+    step: Step
+    source: Source
+    roles: Roles
+    lora: LoraConfig | None
+    heldout: list[Batch]
+    device: torch.device
+    dtype: torch.dtype
+
+
+def build(method: Method, inputs: Inputs) -> Built:
+    """Networks, optimizer, step and source of one stage."""
+    training, objective = method.training, method.objective
+    device = loading.pick_device(inputs.model.device)
+    dtype = loading.compute_dtype(inputs.model.dtype, device)
+    roles, lora = _roles(method, inputs, device, dtype)
+    trainable = roles.policy.trainable(objective.trains)
+    masters = MasterWeights(trainable)
+
+    def compute(batch: Batch) -> Outputs:
+        return roles.outputs(batch, objective.trains)
+
+    def complete(batch: Batch) -> Batch:
+        batch = batch.to(device)
+        if "reference_logps_N" in objective.needs:
+            batch = batch.with_columns(reference_logps_N=roles.reference_logps(batch))
+        return batch
+
+    source = _source(method, inputs, roles, complete, device)
+    optimizer = make_optimizer(masters, training.learning_rate, training.weight_decay)
+
+    def before_first_update(metrics: dict[str, float]) -> None:
+        expected = dict(objective.step_zero)
+        if method.credit is not None:
+            expected |= method.credit.step_zero
+        contract.check_numbers(expected, metrics, inputs.where)
+        contract.check_gradients(masters.gradients(), [roles.policy], inputs.where)
+
+    step = Step(
+        objective=objective,
+        compute=compute,
+        masters=masters,
+        optimizer=optimizer,
+        schedule=make_schedule(
+            optimizer, training.lr_scheduler_type, source.total_steps, training.warmup_ratio
+        ),
+        max_grad_norm=training.max_grad_norm,
+        before_first_update=before_first_update,
+    )
+    heldout = []
+    if training.eval_rows and isinstance(source, Offline):
+        heldout = source.batches(inputs.heldout[: training.eval_rows])
+    return Built(step, source, roles, lora, heldout, device, dtype)
+
+
+def lora_config(model: config.Model, transformer: Any) -> LoraConfig | None:
+    """The recipe's adapters in peft's terms; dropout stays off, as every ratio needs."""
+    if model.lora is None:
+        return None
+    layers: int = transformer.config.num_hidden_layers
+    last = model.lora.last_layers
+    if last is not None and last > layers:
+        raise UsageError(
+            f"model.lora.last_layers is {last}, the model has {layers} layers",
+            remedy=f"give at most {layers}, or null for all",
+        )
+    targets: str | list[str] = model.lora.target_modules
+    if targets == "all-linear" and last is not None:
+        targets = _linear_names(transformer)
+    return LoraConfig(
+        r=model.lora.rank,
+        lora_alpha=model.lora.alpha,
+        target_modules=targets,
+        layers_to_transform=None if last is None else list(range(layers - last, layers)),
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=transformer.config.model_type == "gpt2",
+    )
+
+
+def _linear_names(transformer: Any) -> list[str]:
+    """Names of the linear layers inside the decoder layers: all-linear, spelt out."""
+    head = transformer.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in transformer.named_modules()
+            if type(module).__name__ in ("Linear", "Conv1D") and module is not head
+        }
+    )
+
+
+def _roles(
+    method: Method, inputs: Inputs, device: torch.device, dtype: torch.dtype
+) -> tuple[Roles, LoraConfig | None]:
+    """The networks that the objective's declarations ask for, and no more."""
+    objective = method.objective
+    transformer = loading.load_causal(inputs.source, dtype, inputs.revision)
+    lora = lora_config(inputs.model, transformer)
+    size: int = transformer.config.hidden_size
+    policy = Network(
+        transformer,
+        lora=lora,
+        score_head=new_score_head(size, inputs.seed) if objective.trains == "reward" else None,
+        value_head=new_value_head(size) if objective.trains == "policy+value" else None,
+    )
+    needs_reference = "reference_logps_N" in objective.needs or method.credit is not None
+    reference_copy = None
+    if needs_reference and lora is None:
+        reference_copy = Network(loading.load_causal(inputs.source, dtype, inputs.revision))
+        reference_copy.requires_grad_(False).to(device)
+    reward_copy = None
+    if inputs.reward_run is not None:
+        if lora is not None and inputs.shares_trunk:
+            attach_reward_adapter(policy, inputs.reward_run, dtype)
+        else:
+            reward_copy = load_reward_network(inputs.reward_run, dtype)
+            reward_copy.requires_grad_(False).to(device)
+    temperature = getattr(method.training, "temperature", 1.0)
+    if method.credit is not None and temperature == 0:
+        raise UsageError(
+            "temperature: 0 draws one completion for ever: on-policy training needs variety",
+            where=inputs.where,
+            remedy="set temperature above 0",
+        )
+    policy.to(device)
+    return Roles(policy, reference_copy, reward_copy, temperature), lora
+
+
+def _source(
+    method: Method,
+    inputs: Inputs,
+    roles: Roles,
+    complete: Callable[[Batch], Batch],
+    device: torch.device,
+) -> Source:
+    training = method.training
+    if method.credit is None:
+        return Offline(
+            groups=inputs.train,
+            complete=complete,
+            batch_size=training.batch_size,
+            micro_batch_tokens=training.micro_batch_tokens,
+            epochs=training.num_train_epochs,
+            seed=inputs.seed,
+            max_steps=training.max_steps,
+        )
+    assert isinstance(training, config.OnPolicy)
+    return OnPolicy(
+        prompts=inputs.train,
+        collector=_collector(method, training, inputs, roles, device),
+        on_rollout=inputs.on_rollout,
+        prompts_per_rollout=training.rollout_batch_size,
+        completions_per_prompt=training.num_generations,
+        rollouts=training.num_rollouts,
+        epochs=training.num_train_epochs,
+        seed=inputs.seed,
+        max_steps=training.max_steps,
+    )
+
+
+def sampling_settings(sampling: config.Sampling, stop_id: int) -> SamplingSettings:
+    """The recipe's sampling fields, for the sampler."""
+    return SamplingSettings(
+        max_completion_length=sampling.max_completion_length,
+        temperature=sampling.temperature,
+        batch_size=sampling.sampling_batch_size,
+        stop_id=stop_id,
+    )
+
+
+def _collector(
+    method: Method,
+    training: config.OnPolicy,
+    inputs: Inputs,
+    roles: Roles,
+    device: torch.device,
+) -> Collector:
+    settings = sampling_settings(training, inputs.stop_id)
+    assert method.credit is not None
+
+    def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
+        return sample(
+            roles.policy, prompts, settings, completions=training.num_generations, seed=seed
+        )
+
+    @torch.no_grad()
+    def measure(batch: Batch) -> tuple[Tensor, Tensor]:
+        outputs = roles.outputs(batch, method.objective.trains)
+        assert outputs.logps_N is not None
+        values_N = outputs.values_N
+        return outputs.logps_N, torch.zeros_like(outputs.logps_N) if values_N is None else values_N
+
+    def network_score(batch: Batch, _: Sequence[TokenGroup]) -> Tensor:
+        return roles.reward_scores(batch)
+
+    return Collector(
+        draw=draw,
+        measure=measure,
+        reference_logps=roles.reference_logps,
+        score=inputs.reward or network_score,
+        normalize=ScoreNormalizer(training.score_normalization == "reference"),
+        credit=method.credit,
+        batch_size=training.batch_size,
+        micro_batch_tokens=training.micro_batch_tokens,
+        device=device,
+    )

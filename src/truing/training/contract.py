@@ -1,0 +1,69 @@
+"""The step-0 contract: what must hold before the first update, or training is refused.
+
+A wrong mask, a wrong reference, dropout left on or a temperature forgotten all show here, at the
+cost of one comparison, instead of as a curve that looks odd a day later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from truing.errors import NumericsError
+
+
+def check_numbers(
+    expected: Mapping[str, tuple[float, float]], found: Mapping[str, float], where: str
+) -> None:
+    """Metrics of the first batch against what the objective says of them.
+
+    Raises NumericsError naming the metric, what was expected and what was found.
+    """
+    for name, (value, tolerance) in expected.items():
+        if not abs(found[name] - value) <= tolerance:
+            raise NumericsError(
+                f"{name} is {found[name]:.8g} before the first update, it must be {value:.8g}"
+                + (f" ± {tolerance:g}" if tolerance else " exactly"),
+                where=f"{where}, step 0",
+                remedy="policy and reference (or the sampler's log-probs) are not the same "
+                "model on the same path: check weights, template, temperature and dropout",
+            )
+
+
+def check_gradients(
+    gradients: Mapping[str, Tensor | None], modules: list[nn.Module], where: str
+) -> None:
+    """Every trainable tensor has a finite gradient, not all of them zero; no frozen one has any.
+
+    Raises NumericsError naming the tensor.
+    """
+    missing = [name for name, gradient in gradients.items() if gradient is None]
+    if missing:
+        raise NumericsError(
+            f"{len(missing)} trainable tensors get no gradient, for example {missing[0]}",
+            where=f"{where}, step 0",
+            remedy="the loss does not read them: train what it reads",
+        )
+    for name, gradient in gradients.items():
+        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            raise NumericsError(
+                f"the gradient of {name} is not finite",
+                where=f"{where}, step 0",
+                remedy="try dtype=float32; if that does not help, look at the data of this step",
+            )
+    if not any(bool(gradient.any()) for gradient in gradients.values() if gradient is not None):
+        raise NumericsError(
+            "every gradient is zero",
+            where=f"{where}, step 0",
+            remedy="the data carry no signal: check labels, scores and advantages",
+        )
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad and parameter.grad is not None:
+                raise NumericsError(
+                    f"the frozen tensor {name} got a gradient",
+                    where=f"{where}, step 0",
+                    remedy="this is a bug of Truing: please report it",
+                )

@@ -1,0 +1,47 @@
+"""The loop: every method's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from truing.batch import Batch, combine
+from truing.objectives.base import Objective
+from truing.rundir import RunDirectory
+from truing.training.sources import Source
+from truing.training.step import Compute, Step
+
+Evaluate = Callable[[], dict[str, float]]
+Tick = Callable[[int, dict[str, float]], None]
+
+
+def train(
+    step: Step, source: Source, run: RunDirectory, tick: Tick, evaluate: Evaluate | None = None
+) -> int:
+    """Take every step of the source; append its metrics; tell the progress bar. Returns tokens.
+
+    With `evaluate`, held-out numbers are measured before the first step, halfway and at the end.
+    """
+    total = source.total_steps
+    tokens = 0
+    started = time.monotonic()
+    if evaluate is not None:
+        run.append_metrics(0, evaluate())
+    for number, work in enumerate(source, start=1):
+        metrics = step(work.micro_batches, work.metrics)
+        tokens += sum(int((batch.group_RT >= 0).sum()) for batch in work.micro_batches)
+        if evaluate is not None and number in (-(-total // 2), total):
+            metrics |= evaluate()
+        metrics |= {"tokens": tokens, "seconds": round(time.monotonic() - started, 3)}
+        run.append_metrics(number, metrics)
+        tick(number, metrics)
+    return tokens
+
+
+@torch.no_grad()
+def measure(objective: Objective, compute: Compute, batches: list[Batch]) -> dict[str, float]:
+    """The objective's metrics on held-out batches, each name prefixed `eval/`."""
+    collected = [objective(batch, compute(batch)).metrics for batch in batches]
+    return {f"eval/{name}": value for name, value in combine(collected).items()}

@@ -1,0 +1,75 @@
+"""The step: forward, loss, backward over micro-batches; divide once; clip; update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from truing.batch import Batch, Metric, Outputs, combine
+from truing.errors import NumericsError
+from truing.objectives.base import Objective
+from truing.training.optim import MasterWeights
+
+Compute = Callable[[Batch], Outputs]
+
+
+@dataclass(slots=True)
+class Step:
+    """One optimizer step of any objective."""
+
+    objective: Objective
+    compute: Compute
+    """Batch -> outputs of the network that learns."""
+    masters: MasterWeights
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    max_grad_norm: float
+    before_first_update: Callable[[dict[str, float]], None]
+    """The step-0 contract; called once, with the first metrics, gradients in place."""
+    taken: int = 0
+    first_metrics: dict[str, float] = field(default_factory=dict)
+
+    def __call__(
+        self, micro_batches: Sequence[Batch], known: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Update once on all micro-batches together; `known` metrics are added to its own.
+
+        Raises NumericsError before a bad update.
+        """
+        collected: list[dict[str, Metric]] = []
+        weight = 0.0
+        for batch in micro_batches:
+            loss = self.objective(batch, self.compute(batch))
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            self.masters.collect()
+            weight += loss.weight
+            collected.append(loss.metrics)
+        metrics = dict(known) | combine(collected)
+        # The objective returned sums: this one division makes accumulation change nothing.
+        self.masters.scale_gradients(1.0 / weight)
+        if self.taken == 0:
+            self.before_first_update(metrics)
+            self.first_metrics = dict(metrics)
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.masters.values(), self.max_grad_norm)
+        metrics |= {"grad_norm": float(norm), "learning_rate": self.schedule.get_last_lr()[0]}
+        self._refuse_non_finite(metrics)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.masters.publish()
+        self.taken += 1
+        return metrics
+
+    def _refuse_non_finite(self, metrics: dict[str, float]) -> None:
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise NumericsError(
+                f"{bad[0]} is {metrics[bad[0]]}",
+                where=f"step {self.taken + 1}",
+                remedy="lower learning_rate or max_grad_norm, or try dtype=float32; "
+                "the weights were not updated with it",
+            )
