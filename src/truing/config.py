@@ -88,6 +88,14 @@ class Stage(Section):
 
     method: str
     """An objective (sft, bradley_terry, dpo, ppo), or preferences, best_of_n, evaluate."""
+    seed: int | None = None
+    """Order and sampling of this stage (null: from the recipe's seed and the stage's name)."""
+
+    def parents(self) -> dict[str, str]:
+        """Role -> name of what this stage is made from ('model', 'data', a stage, a reward)."""
+        named = {"from": "from_", "data": "data", "reward": "reward"}
+        values = {role: getattr(self, field, None) for role, field in named.items()}
+        return {role: value for role, value in values.items() if isinstance(value, str)}
 
 
 class Sampling(Section):
@@ -128,8 +136,6 @@ class Training(Stage):
     """Stop after this many optimizer steps (null: when the epochs are done)."""
     eval_rows: Annotated[int, Field(ge=0)] = 0
     """Held-out groups on which the objective is measured at the start, halfway, and the end."""
-    seed: int | None = None
-    """Order and sampling of this stage (null: from the recipe's seed and the stage's name)."""
 
 
 class OnPolicy(Training, Sampling):
@@ -202,6 +208,11 @@ class Evaluate(Stage, Sampling):
     """Use at most this many prompts of the test split (null: all)."""
     show_samples: Annotated[int, Field(ge=0)] = 6
     """Prompts whose completions are shown side by side in the report (0: none)."""
+
+    def parents(self) -> dict[str, str]:
+        policies = {f"policy {label}": stage for label, stage in self.policies.items()}
+        proxy = {} if self.proxy is None else {"reward": self.proxy}
+        return {**policies, "reference": self.reference, "data": self.data, **proxy}
 
 
 class Recipe(Section):

@@ -189,8 +189,8 @@ def make_summary() -> Summary:
             sample(
                 "How do I keep basil alive indoors?",
                 {
-                    "base": "How do I keep basil alive indoors? How do I keep basil alive in a pot? "
-                    "How do I keep basil alive in the winter? How do I keep",
+                    "base": "How do I keep basil alive indoors? How do I keep basil alive in a "
+                    "pot? How do I keep basil alive in the winter? How do I keep",
                     "sft": "Put it by a window and water it when the soil is dry.",
                     "ppo": "What a lovely plant to keep! Give it a sunny window, water it gently "
                     "when the top of the soil feels dry, and enjoy pinching off the tips.",
@@ -218,8 +218,8 @@ def make_summary() -> Summary:
 
 
 def wobble(step: int) -> float:
-    """Noise that is the same everywhere."""
-    return sin(12.9898 * step) * 0.6 + sin(78.233 * step) * 0.4
+    """Noise in -1..1 that is the same everywhere."""
+    return 2 * (sin(12.9898 * step * step) * 437.58 % 1) - 1
 
 
 def make_metrics() -> dict[str, list[dict[str, float]]]:

@@ -15,6 +15,7 @@ which is the caller's choice.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -98,7 +99,7 @@ def parse_rows(
             group, shape = read_row(row, kind)
             common = common or shape
             if shape != common:
-                raise BadRowError(f"{shape}, but the first row is {common}")
+                raise BadRowError(f"{shape}, but the first good row is {common}")
             groups.append(group)
         except BadRowError as bad:
             dropped.append(Dropped(row.where, str(bad)))
@@ -188,7 +189,7 @@ def _renamed(rows: list[Row], columns: Mapping[str, str]) -> list[Row]:
     if taken or len(set(columns.values())) < len(columns):
         raise DataError(
             f"columns: two columns would be called '{(taken or list(columns.values()))[0]}'",
-            remedy="map the other one to another name or take it out of the file",
+            remedy="map one column to each name, and take the other out of the file",
         )
     if not columns:
         return rows
@@ -201,8 +202,9 @@ def _renamed(rows: list[Row], columns: Mapping[str, str]) -> list[Row]:
 def _unknown_columns(rows: list[Row]) -> DataError:
     names = sorted({name for row in rows for name in row.values})
     needed = " | ".join(", ".join(kind.needs) for kind in KINDS)
-    usual = {name: USUAL_NAMES[name] for name in names if name in USUAL_NAMES}
-    pairs = ", ".join(f"{mine}: {standard}" for mine, standard in usual.items())
+    foreign = [name for name in names if name not in STANDARD]
+    meant = {name: USUAL_NAMES.get(name) or _nearest(name) for name in foreign}
+    pairs = ", ".join(f"{name}: {standard}" for name, standard in meant.items() if standard)
     remedy = f"name yours, for example columns: {{{pairs or 'my_name: prompt'}}}"
     if "text" in names:
         remedy += "; 'text' alone does not say what is prompt and what is completion"
@@ -211,6 +213,10 @@ def _unknown_columns(rows: list[Row]) -> DataError:
         where=rows[0].where,
         remedy=remedy,
     )
+
+
+def _nearest(name: str) -> str | None:
+    return next(iter(difflib.get_close_matches(name, STANDARD, n=1, cutoff=0.75)), None)
 
 
 def _refuse_mixture(row: Row, kind: Kind) -> None:

@@ -11,7 +11,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from math import log
@@ -53,6 +53,7 @@ RC: dict[str, Any] = {
     "ytick.major.size": 0,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
+    "lines.markersize": 5,
     "lines.linewidth": 1.6,
     "savefig.transparent": True,
 }
@@ -95,17 +96,17 @@ UNDECIDED = {"undecided: ln 2": log(2)}
 
 CURVES: Mapping[str, tuple[Curve, ...]] = {
     "objective/scores": (
-        Curve("Reward of the completions", "reward, before scaling", {"objective/scores": ""}),
+        Curve("Reward of the completions", "reward (not scaled)", {"objective/scores": ""}),
         Curve("Distance from the reference", "KL (nats/completion)", {"objective/kl": ""}),
         Curve("Randomness of the policy", "entropy (nats/token)", {"objective/entropy": ""}),
         Curve("Length of the completions", "length (tokens)", {"completions/mean_length": ""}),
     ),
     "rewards/margins": (
-        Curve("Margin, chosen over rejected", "implicit reward", {"rewards/margins": ""}),
-        Curve("Pairs in the right order", "share", {"rewards/accuracies": ""}, CHANCE),
+        Curve("Margin, chosen over rejected", "margin (β × nats)", {"rewards/margins": ""}),
+        Curve("Pairs in the right order", "accuracy (share)", {"rewards/accuracies": ""}, CHANCE),
         Curve(
             "Implicit reward of each side",
-            "implicit reward",
+            "reward (β × nats)",
             {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
         ),
         Curve("Loss", "loss (nats/pair)", {"loss": ""}, UNDECIDED),
@@ -114,7 +115,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
         Curve("Loss of the reward model", "loss (nats/pair)", {"loss": ""}, UNDECIDED),
         Curve("Pairs in the annotator's order", "accuracy (share)", {"accuracy": ""}, CHANCE),
     ),
-    "loss": (Curve("Loss", "loss", {"loss": ""}),),
+    "loss": (Curve("Loss", "loss (nats)", {"loss": ""}),),
 }
 """The metric by which a family of objectives is known -> its pictures. The first match counts."""
 
@@ -140,19 +141,26 @@ def curve(
     if not lines:
         return None
 
+    most = max(len(points) for points in lines.values())
+    window = most // 20 if most > SMOOTH_FROM else 1
+    smoothed = f"; bold: mean of {window} points" if window > 1 else ""
+
     def paint(figure: Any) -> None:
         axes = figure.subplots()
         for name, points in lines.items():
-            label = _line_label(spec, name, alone=len(lines) == 1)
-            dashed = name.removeprefix("eval/") != next(iter(spec.metrics))
-            _line(axes, points, label, colour, held_out=name.startswith("eval/"), dashed=dashed)
+            look: dict[str, Any] = {"color": colour, "label": _line_label(spec, name, lines)}
+            if name.removeprefix("eval/") != next(iter(spec.metrics)):
+                look["linestyle"] = "--"
+            if name.startswith("eval/"):
+                look |= {"marker": "o", "markerfacecolor": "none", "linewidth": 1}
+            _line(axes, points, window, look)
         _guides(axes, {**spec.guides, **(guides or {})})
-        axes.set(title=spec.title, ylabel=spec.unit, xlabel="step (optimizer updates)")
+        axes.set(title=spec.title, ylabel=spec.unit)
+        axes.set_xlabel("step (optimizer updates)" + smoothed)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend()
+        if len(lines) > 1:
+            figure.legend(loc="outside lower center", ncols=4)
 
-    most = max(len(points) for points in lines.values())
     return _svg(f"{stage}: {spec.title}", paint, (5.2, 3.0), thin=most > 1000)
 
 
@@ -171,13 +179,14 @@ def reward_kl(summary: Summary) -> str | None:
     if not any(distance.high > 0 for _, _, distance in placed):
         return None
     styles = policy_styles(summary)
+    reference = _short(summary.reference or "the reference")
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
         handles = [_place(axes, styles[p.label], y, x, _bounded(p)) for p, y, x in placed]
         axes.set(
-            title=f"{name.capitalize()} reward bought per nat of distance",
-            xlabel=f"KL from {_short(summary.reference or 'the reference')} (nats per completion)",
+            title=f"{name.capitalize()} reward against distance from {reference}",
+            xlabel=f"KL from {reference} (nats per completion)",
             ylabel=f"{name} reward ({_SCALE[name]})",
         )
         legend = figure.legend(handles, [""] * len(handles), loc="outside lower center", ncols=3)
@@ -208,6 +217,7 @@ def gains(summary: Summary) -> str | None:
             axes.set(title=f"Gain in {kind} reward", xlabel=_SCALE[kind])
             axes.set_yticks(range(len(others)), [_short(p.label) for p in others])
             axes.grid(axis="y", visible=False)
+        figure.get_layout_engine().set(wspace=0.08)
         axes.set_ylim(len(others) - 0.4, -0.6)
 
     return _svg("gain over the reference", paint, (7.2, 1.3 + 0.42 * len(others)))
@@ -274,40 +284,25 @@ def _points(rows: Metrics, name: str) -> list[tuple[float, float]]:
     return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
 
-def _line_label(spec: Curve, name: str, alone: bool) -> str:
-    """What the legend calls a line; nothing if it is the only one."""
-    if alone:
-        return ""
-    held_out = name.startswith("eval/")
-    words = [spec.metrics[name.removeprefix("eval/")], "held-out" if held_out else "training"]
+def _line_label(spec: Curve, name: str, drawn: Collection[str]) -> str:
+    """What the legend calls a line; the split is named only where both are drawn."""
+    words = [spec.metrics[name.removeprefix("eval/")]]
+    if any(other.startswith("eval/") for other in drawn):
+        words.append("held-out" if name.startswith("eval/") else "training")
     return ", ".join(filter(None, words))
 
 
 def _line(
-    axes: Any,
-    points: list[tuple[float, float]],
-    label: str,
-    colour: str,
-    held_out: bool,
-    dashed: bool,
+    axes: Any, points: list[tuple[float, float]], window: int, look: Mapping[str, Any]
 ) -> None:
-    """One metric. Held-out: few points, marked. Many points: faint, under their running mean."""
+    """One metric: every point; where there are many, faint and under their running mean."""
     steps, values = zip(*points, strict=True)
-    look: dict[str, Any] = {"color": colour, "linestyle": "--" if dashed else "-"}
-    if held_out:
-        look |= {"marker": "o", "markersize": 5, "markerfacecolor": "none", "linewidth": 1}
-    elif len(points) > SMOOTH_FROM:
-        axes.plot(steps, values, **{**look, "linewidth": 0.8, "alpha": 0.35})
-        window = len(points) // 20
-        values = tuple(_mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values)))
-        label = ", ".join(filter(None, [label, f"mean of the last {window} points"]))
-    elif len(points) == 1:
-        look |= {"marker": "o"}
-    axes.plot(steps, values, label=label or None, **look)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    if window == 1 or len(points) <= SMOOTH_FROM:
+        axes.plot(steps, values, **{"marker": "o" if len(points) == 1 else None, **look})
+        return
+    means = [sum(run) / len(run) for i in range(len(values)) if (run := values[: i + 1][-window:])]
+    axes.plot(steps, values, **{**look, "linewidth": 0.8, "alpha": 0.35, "label": None})
+    axes.plot(steps, means, **look)
 
 
 def _guides(axes: Any, levels: Mapping[str, float]) -> None:

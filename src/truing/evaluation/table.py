@@ -7,9 +7,9 @@ so no two places can disagree on its digits, and what was not measured is a dash
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from rich import box
 from rich.table import Table
@@ -32,6 +32,9 @@ class Cell(NamedTuple):
 
 
 NOT_MEASURED = Cell(DASH)
+
+GAP = 2
+"""Spaces between two columns in the terminal."""
 
 
 def number(value: float | None, digits: int = 2, signed: bool = False) -> str:
@@ -72,16 +75,13 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """9.5 s, 48 s, 3 min 20 s, 1 h 05 min."""
+    """9.5 s, 88 s, 6.9 min, 1.8 h."""
     if seconds is None:
         return DASH
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    if seconds < 99.5:
+        return f"{seconds:.{1 if seconds < 9.95 else 0}f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 99.5 else f"{minutes / 60:.1f} h"
 
 
 def memory(size: int | None) -> str:
@@ -121,7 +121,7 @@ class Grid:
 
 COST = (
     "Whole copies of the model in memory; adapters and heads are not copies.",
-    "Highest memory of the process, by the operating system.",
+    "Highest resident memory of the process meanwhile.",
     "Wall-clock time of the stage (Best-of-N: of drawing and scoring).",
     "Tokens the stage computed or drew, divided by its time.",
 )
@@ -151,7 +151,7 @@ def policy_grid(summary: Summary) -> Grid:
         ),
         Column(
             "proxy reward",
-            "Mean score by the reward model that was optimised. It can rise while gold falls.",
+            "Mean score by the reward model. It can rise without the text getting any better.",
             lambda p: interval(p.proxy),
         ),
         Column(
@@ -199,14 +199,14 @@ def stage_grid(summary: Summary) -> Grid:
     return Grid(columns, [[c.cell(s) for c in columns] for s in summary.stages])
 
 
-def policy_table(summary: Summary) -> Table:
-    """The table a run ends with, for the terminal."""
-    return _draw(policy_grid(summary))
+def policy_table(summary: Summary, width: int = 80) -> Table:
+    """The table a run ends with, for a terminal of `width`; policies are columns if need be."""
+    return _draw(policy_grid(summary), width)
 
 
-def stage_table(summary: Summary) -> Table:
-    """What every stage cost, for the terminal."""
-    return _draw(stage_grid(summary))
+def stage_table(summary: Summary, width: int = 80) -> Table:
+    """What every stage cost, for a terminal of `width`."""
+    return _draw(stage_grid(summary), width)
 
 
 def policy_markdown(summary: Summary) -> str:
@@ -224,23 +224,40 @@ def _markdown(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", flat)
 
 
-def _draw(grid: Grid) -> Table:
-    """A rich table; notes are dim and below their number, so that twelve columns fit."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in grid.columns:
-        table.add_column(
-            Text(column.heading),
-            justify="left" if column.text else "right",
-            vertical="top",
-            overflow="fold",
-        )
-    for row in grid.rows:
-        table.add_row(*_stacked(row))
+def _draw(grid: Grid, width: int) -> Table:
+    """A rich table, notes dim and below their number; on its side where that fits better.
+
+    A dozen columns are too many for most terminals. A dozen rows are not.
+    """
+    upright = [[Cell(column.heading) for column in grid.columns], *grid.rows]
+    sideways = [list(line) for line in zip(*upright, strict=True)]
+    fits = [
+        (lines, _widths(lines, wrap)) for wrap in (False, True) for lines in (upright, sideways)
+    ]
+    small = min(fits, key=lambda fit: sum(fit[1]))
+    lines, widths = next((fit for fit in fits if sum(fit[1]) <= width), small)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, head in enumerate(lines[0]):
+        words = i == 0 or (lines is upright and grid.columns[i].text)
+        justify: Literal["left", "right"] = "left" if words else "right"
+        table.add_column(_stacked(head), justify=justify, width=widths[i] - GAP, overflow="fold")
+    for line in lines[1:]:
+        table.add_row(*map(_stacked, line))
     return table
 
 
-def _stacked(row: Iterable[Cell]) -> Iterable[Text]:
-    """Every cell as number over note."""
-    for cell in row:
-        note = Text(f"\n{cell.note}", style="dim") if cell.note else Text("")
-        yield Text(cell.main).append_text(note)
+def _widths(lines: list[list[Cell]], wrap: bool) -> list[int]:
+    """Characters of each column, its gap included. With `wrap`, headings and notes break between
+    words; numbers never do."""
+    widths = []
+    for head, *body in zip(*lines, strict=True):
+        loose = [head.main, *(cell.note for cell in (head, *body))]
+        pieces = [piece for text in loose for piece in (text.split() if wrap else [text])]
+        widths.append(GAP + max(map(len, [*pieces, *(cell.main for cell in body)])))
+    return widths
+
+
+def _stacked(cell: Cell) -> Text:
+    """Number over note."""
+    note = Text(f"\n{cell.note}", style="dim") if cell.note else Text("")
+    return Text(cell.main).append_text(note)

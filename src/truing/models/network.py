@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,7 +42,10 @@ class Network(nn.Module):
         self.base = model
         self.peft: PeftModel | None = None
         if lora is not None:
-            self.peft = get_peft_model(model, lora, autocast_adapter_dtype=False)
+            with warnings.catch_warnings():
+                # peft 0.21 asks transformers 5.23 by a name that is on its way out
+                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+                self.peft = get_peft_model(model, lora, autocast_adapter_dtype=False)
         self.score_head, self.value_head = score_head, value_head
         self.reward_head: ScalarHead | None = None
         """Head of a reward model that lives on this trunk as a second adapter."""

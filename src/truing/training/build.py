@@ -41,7 +41,6 @@ class Inputs:
     revision: str | None
     model: config.Model
     stop_id: int
-    decode: Callable[[Sequence[int]], str]
     train: Sequence[TokenGroup]
     heldout: Sequence[TokenGroup]
     reward_run: Path | None

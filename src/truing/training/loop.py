@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -14,7 +14,7 @@ from truing.training.sources import Source
 from truing.training.step import Compute, Step
 
 Evaluate = Callable[[], dict[str, float]]
-Tick = Callable[[int, dict[str, float]], None]
+Tick = Callable[[int, int, Mapping[str, float]], None]
 
 
 def train(
@@ -36,7 +36,7 @@ def train(
             metrics |= evaluate()
         metrics |= {"tokens": tokens, "seconds": round(time.monotonic() - started, 3)}
         run.append_metrics(number, metrics)
-        tick(number, metrics)
+        tick(number, total, metrics)
     return tokens
 
 

@@ -1,0 +1,219 @@
+"""What is in a data set, before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from truing.data.chat import ChatTokenizer
+from truing.data.formats import Dropped, parse_rows
+from truing.data.readers import read_rows
+from truing.data.rows import Format
+from truing.groups import Group, GroupType, TokenGroup
+
+PLACES = 5
+"""Places shown for each reason."""
+EDGE = 8
+"""Tokens shown at each end of a long stretch of the example."""
+
+
+class Spread(NamedTuple):
+    """How a length is distributed over the rows."""
+
+    median: int
+    p95: int
+    longest: int
+
+
+class ExampleToken(NamedTuple):
+    """One token of the example, as the vocabulary writes it."""
+
+    token: str
+    id: int
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row as the model sees it. What stands in [[...]] is trained."""
+
+    where: str
+    text: str
+    tokens: tuple[tuple[ExampleToken, ...], ...] = ()
+    """The prompt's tokens, then those of each completion. Empty without a tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What `examine` found. Counts are of rows that can be used unless they say otherwise."""
+
+    path: str
+    type: GroupType
+    format: Format
+    implicit_prompt: bool
+    rows: int
+    dropped: list[Dropped]
+    """Rows that cannot be used, those that are too long included."""
+    repeated_prompts: int
+    """Rows whose prompt an earlier row has."""
+    repeated_rows: int
+    """Rows whose prompt and completions an earlier row has."""
+    contradictions: int
+    """Pairs that another row has the other way round."""
+    chosen_longer: float | None
+    """Share of pairs in which chosen has more characters than rejected; ties count a half."""
+    control_text: int | None
+    """Rows that spell out a control token. It is read as text. None without a tokenizer."""
+    lengths: dict[str, Spread]
+    """'prompt characters', 'completion tokens', ...; pairs have 'chosen' and 'rejected'."""
+    example: Example
+
+
+def examine(
+    path: str,
+    *,
+    tokenizer: ChatTokenizer | None = None,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    max_rows: int | None = None,
+    max_length: int | None = None,
+) -> Examination:
+    """Read a data set as training would and say what is in it.
+
+    Tokens are counted and `max_length` is applied when there is a tokenizer. Raises DataError for
+    data without one usable row, or of no type or of several.
+    """
+    rows = read_rows(path, split=split, max_rows=max_rows)
+    parsed = parse_rows(rows, columns=columns, bad_rows="drop")
+    groups, dropped, tokens = parsed.groups, parsed.dropped, None
+    if tokenizer is not None:
+        fitted = tokenizer.fit(groups, max_length, bad_rows="drop")
+        groups, tokens, dropped = fitted.groups, fitted.tokens, dropped + fitted.dropped
+    contents = [(g.prompt, tuple(c.text for c in g.completions)) for g in groups]
+    pairs = set(contents) if parsed.type == "preference" else set()
+    return Examination(
+        path=path,
+        type=parsed.type,
+        format=parsed.format,
+        implicit_prompt=parsed.implicit_prompt,
+        rows=len(groups),
+        dropped=dropped,
+        repeated_prompts=len(groups) - len({g.prompt for g in groups}),
+        repeated_rows=len(contents) - len(set(contents)),
+        contradictions=sum((prompt, texts[::-1]) in pairs for prompt, texts in contents),
+        chosen_longer=_chosen_longer(groups) if parsed.type == "preference" else None,
+        control_text=None if tokenizer is None else _control_text(groups, tokenizer),
+        lengths=_lengths(groups, tokens),
+        example=_example(groups[0], tokenizer),
+    )
+
+
+def describe(examination: Examination) -> str:
+    """The examination for a person: one line first, then what deserves a look."""
+    e = examination
+    prompt = "implicit prompt" if e.implicit_prompt else "explicit prompt"
+    kind = [e.type, e.format, *([prompt] if e.type == "preference" else [])]
+    lines = [f"{', '.join(kind)}; {e.rows:,} rows; {len(e.dropped):,} dropped"]
+    lines += _dropped_lines(e.dropped)
+    for count, meaning in (
+        (e.repeated_prompts, "have the prompt of an earlier row"),
+        (e.repeated_rows, "repeat an earlier row word for word"),
+        (e.contradictions, "prefer what another row rejects"),
+        (e.control_text, "spell out a control token, which is read as text"),
+    ):
+        if count:
+            lines.append(f"{count:,} rows {meaning}")
+    if e.chosen_longer is not None:
+        lines.append(f"chosen is longer than rejected in {e.chosen_longer:.1%} of the pairs")
+    lines += ["", f"{'lengths':<24}{'median':>10}{'95%':>10}{'longest':>10}"]
+    for name, spread in e.lengths.items():
+        lines.append(f"{name:<24}" + "".join(f"{value:>10,}" for value in spread))
+    lines += ["", f"one row, {e.example.where}; what stands in [[...]] is trained", ""]
+    lines += [e.example.text, *_token_lines(e.example)]
+    return "\n".join(lines)
+
+
+def _dropped_lines(dropped: Iterable[Dropped]) -> list[str]:
+    """Each reason with its count and first places, the most frequent first."""
+    places: dict[str, list[str]] = {}
+    for bad in dropped:
+        place = f"{bad.where} ({bad.detail})" if bad.detail else bad.where
+        places.setdefault(bad.reason, []).append(place)
+    lines = []
+    for reason, where in sorted(places.items(), key=lambda item: -len(item[1])):
+        shown = ", ".join(where[:PLACES]) + (", ..." if len(where) > PLACES else "")
+        lines.append(f"  {len(where):,} dropped: {reason}: {shown}")
+    return lines
+
+
+def _token_lines(example: Example) -> list[str]:
+    """The table of the example's tokens; the middle of a long stretch is left out and counted."""
+    if not example.tokens:
+        return []
+    lines = ["", f"{'token':<24}{'id':>8}  trained"]
+    for part in example.tokens:
+        hidden = len(part) - 2 * EDGE
+        shown = [f"{t.token:<24}{t.id:>8}  {'yes' if t.trained else '-'}" for t in part]
+        if hidden > 0:
+            shown[EDGE:-EDGE] = [f"... {hidden:,} more"]
+        lines += [*shown, ""]
+    return lines[:-1]
+
+
+def _chosen_longer(groups: Iterable[Group]) -> float:
+    wins = []
+    for group in groups:
+        chosen, rejected = (len(completion.text) for completion in group.completions)
+        wins.append(0.5 if chosen == rejected else float(chosen > rejected))
+    return sum(wins) / len(wins)
+
+
+def _control_text(groups: Iterable[Group], tokenizer: ChatTokenizer) -> int:
+    """Groups in which the text of a control token occurs."""
+    added = tokenizer.tokenizer.added_tokens_decoder.values()
+    control = [token.content for token in added if token.special]
+    return sum(any(word in text for word in control for text in _texts(group)) for group in groups)
+
+
+def _texts(group: Group) -> list[str]:
+    said = [message.content for message in group.prompt.messages or ()]
+    return [group.prompt.text, *said, *(completion.text for completion in group.completions)]
+
+
+def _lengths(groups: list[Group], tokens: list[TokenGroup] | None) -> dict[str, Spread]:
+    """The spread of every length there is."""
+    pair = groups[0].type == "preference"
+    names = ("chosen", "rejected") if pair else ("completion",) * len(groups[0].completions)
+    lengths = {"prompt characters": _spread(_prompt_characters(group) for group in groups)}
+    for i, name in enumerate(names):
+        lengths[f"{name} characters"] = _spread(len(g.completions[i].text) for g in groups)
+    if tokens is not None:
+        lengths["prompt tokens"] = _spread(len(group.prompt_ids) for group in tokens)
+        for i, name in enumerate(names):
+            lengths[f"{name} tokens"] = _spread(len(g.completions[i].ids) for g in tokens)
+    return lengths
+
+
+def _prompt_characters(group: Group) -> int:
+    messages = group.prompt.messages
+    return len(group.prompt.text) if messages is None else sum(len(m.content) for m in messages)
+
+
+def _spread(values: Iterable[int]) -> Spread:
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return Spread(ordered[last // 2], ordered[round(0.95 * last)], ordered[-1])
+
+
+def _example(group: Group, tokenizer: ChatTokenizer | None) -> Example:
+    if tokenizer is None:
+        messages = group.prompt.messages
+        said = [f"{m.role}: {m.content}" for m in messages] if messages else [group.prompt.text]
+        trained = [f"[[{completion.text}]]" for completion in group.completions]
+        return Example(group.where, "\n".join([*said, *trained]))
+    tokens = tokenizer.encode(group)
+    parts = [(tokens.prompt_ids, False), *((c.ids, True) for c in tokens.completions)]
+    spelt = tokenizer.tokenizer.convert_ids_to_tokens
+    table = tuple(tuple(ExampleToken(spelt(i), i, trained) for i in ids) for ids, trained in parts)
+    return Example(group.where, tokenizer.render(group), table)

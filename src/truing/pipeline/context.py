@@ -1,0 +1,156 @@
+"""What every stage is given: the recipe, the data, the tokenizer, and where its parents are.
+
+Data are read and encoded before any weights are loaded, so bad rows are found at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from truing import rewards
+from truing.config import Data, Recipe
+from truing.data.chat import ChatTokenizer
+from truing.data.formats import parse_rows
+from truing.data.readers import read_rows
+from truing.data.splits import split_by_prompt
+from truing.errors import UsageError, suggest
+from truing.groups import Group, TokenGroup
+from truing.models import loading
+from truing.models.network import Network
+from truing.rewards.base import Reward
+from truing.rundir import RunDirectory, fingerprint
+
+Split = Literal["train", "test"]
+Tick = Callable[[int, int, Mapping[str, float]], None]
+"""How far a stage is: done, of how many, with the latest numbers."""
+
+
+@dataclass
+class Context:
+    """One run of one recipe."""
+
+    recipe: Recipe
+    output: Path
+    where: str
+    """The recipe's name in messages."""
+    say: Callable[[str], None]
+    """One line to the user."""
+    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Data name -> reason -> rows left out."""
+    _groups: dict[str, dict[Split, list[Group]]] = field(default_factory=dict)
+
+    @cached_property
+    def model_path(self) -> str:
+        return loading.resolve(self.recipe.model.path, self.recipe.model.revision)
+
+    @cached_property
+    def tokenizer(self) -> ChatTokenizer:
+        return ChatTokenizer(loading.load_tokenizer(self.model_path, self.recipe.model.revision))
+
+    @cached_property
+    def device(self) -> torch.device:
+        return loading.pick_device(self.recipe.model.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return loading.compute_dtype(self.recipe.model.dtype, self.device)
+
+    def run(self, stage: str) -> RunDirectory:
+        """The run directory of a stage."""
+        return RunDirectory(self.output / stage)
+
+    def source(self, name: str) -> tuple[str, str | None]:
+        """Where the weights of 'model' or of a stage are: (path, revision)."""
+        if name == "model":
+            return self.model_path, self.recipe.model.revision
+        folder = self.run(name).path
+        loading.check_folder(folder)
+        return str(folder), None
+
+    def network(self, name: str) -> Network:
+        """A frozen policy, for sampling and measuring."""
+        path, revision = self.source(name)
+        network = Network(loading.load_causal(path, self.dtype, revision))
+        return network.requires_grad_(False).to(self.device)
+
+    def seed(self, stage: str, own: int | None) -> int:
+        """The stage's own seed, or one derived from the recipe's and a name."""
+        return own if own is not None else self.derived_seed(stage)
+
+    def derived_seed(self, name: str) -> int:
+        return int(fingerprint(self.recipe.seed, name), 16) & 0x7FFFFFFF
+
+    def reward(self, spec: str | Mapping[str, Any]) -> Reward | Path:
+        """A reward by name, or the run directory of the stage that trained one."""
+        if isinstance(spec, str) and spec in self.recipe.stages:
+            return self.run(spec).path
+        try:
+            return rewards.make(spec)
+        except UsageError as error:
+            if isinstance(spec, str) and not error.what.startswith("unknown"):
+                raise
+            valid = [*rewards.names(), *self.recipe.stages]
+            raise UsageError(
+                error.what, where=self.where, remedy=suggest(str(spec), valid)
+            ) from error
+
+    def groups(self, name: str, split: Split) -> list[Group]:
+        """Groups of 'data' or of a stage that made some, train or test."""
+        if name not in self._groups:
+            if name == "data":
+                self._groups[name] = self._read_data(self.recipe.data)
+            else:
+                self._groups[name] = {
+                    part: self._parsed(str(self.run(name).path / f"{part}.jsonl"), name, {})
+                    for part in ("train", "test")
+                }
+        return self._groups[name][split]
+
+    def _read_data(self, data: Data) -> dict[Split, list[Group]]:
+        """The recipe's rows, checked whole (bad rows and lengths), divided by prompt."""
+        train = self._parsed(data.path, "data", data.columns)
+        if data.test_path is not None:
+            return {"train": train, "test": self._parsed(data.test_path, "data", data.columns)}
+        if not data.test_rows:
+            return {"train": train, "test": []}
+        train, test = split_by_prompt(train, data.test_rows, self.recipe.seed)
+        return {"train": train, "test": test}
+
+    def _parsed(self, path: str, name: str, columns: Mapping[str, str]) -> list[Group]:
+        data = self.recipe.data
+        rows = read_rows(path, split=data.split, max_rows=data.max_rows if name == "data" else None)
+        parsed = parse_rows(rows, columns=columns, bad_rows=data.bad_rows)
+        fitted = self.tokenizer.fit(parsed.groups, data.max_length, bad_rows=data.bad_rows)
+        for drop in [*parsed.dropped, *fitted.dropped]:
+            reasons = self.dropped.setdefault(name, {})
+            reasons[drop.reason] = reasons.get(drop.reason, 0) + 1
+        return fitted.groups
+
+    def encode(self, groups: Sequence[Group]) -> list[TokenGroup]:
+        """Token ids of groups that were found to fit."""
+        return [self.tokenizer.encode(group) for group in groups]
+
+    def prompts(self, name: str, split: Split, limit: int | None = None) -> list[Group]:
+        """The prompts of groups, each once, without their completions."""
+        seen: dict[Any, Group] = {}
+        for group in self.groups(name, split):
+            bare = replace(group, completions=(), chosen=None, rejected=None)
+            seen.setdefault(group.prompt, bare)
+        prompts = list(seen.values())[:limit]
+        if not prompts:
+            raise UsageError(
+                f"'{name}' has no {split} prompts",
+                where=self.where,
+                remedy="set data.test_rows or data.test_path",
+            )
+        return prompts
+
+    def readable(self, ids: Sequence[int]) -> str:
+        """The text of sampled ids, as rewards and people read it."""
+        return self.tokenizer.decode(ids)

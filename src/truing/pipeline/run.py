@@ -1,0 +1,165 @@
+"""Run a recipe: check everything, run what is not done, summarise what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+import truing
+from truing.config import Recipe
+from truing.errors import TruingError, UsageError
+from truing.pipeline import graph, machine, stages
+from truing.pipeline.context import Context
+from truing.pipeline.stages.base import PipelineStage
+from truing.pipeline.summarise import summarise
+from truing.rundir import SUMMARY_FILE, RunInfo, claim_output, fingerprint, write_text
+
+SHOWN = ("loss", "eval/accuracy", "rewards/accuracies", "objective/scores", "objective/kl")
+"""Metrics worth a place on the progress line."""
+
+
+def run_recipe(
+    recipe: Recipe, *, where: str, resume: bool, overwrite: bool, console: Console
+) -> Path:
+    """Every stage in order; finished ones with unchanged inputs are kept. Returns the output.
+
+    Raises TruingError; a stage that fails says so in its run.json.
+    """
+    planned = {name: stages.read(name, raw, where) for name, raw in recipe.stages.items()}
+    parents = {name: stage.config.parents() for name, stage in planned.items()}
+    names = graph.order(parents, where)
+    _check_kinds(planned, parents, where)
+    output = Path(recipe.output)
+    context = Context(recipe, output, where, say=lambda text: console.print(text, highlight=False))
+    for stage in planned.values():
+        stage.check(context)
+    claim_output(output, resume=resume, overwrite=overwrite)
+    _say_data(context)
+    marks: dict[str, str] = {}
+    for number, name in enumerate(names, start=1):
+        marks[name] = _mark(context, planned[name], parents[name], marks)
+        done = context.run(name).info()
+        label = f"[{number}/{len(names)}] {name} ({planned[name].config.method})"
+        if done is not None and done.status == "completed" and done.fingerprint == marks[name]:
+            context.say(f"{label}: done before, kept")
+            continue
+        _run_stage(context, planned[name], parents[name], marks[name], label, console)
+    summary = summarise(context, planned)
+    write_text(output / SUMMARY_FILE, summary.model_dump_json(indent=2) + "\n")
+    return output
+
+
+def _check_kinds(
+    planned: Mapping[str, PipelineStage], parents: Mapping[str, Mapping[str, str]], where: str
+) -> None:
+    """A role is played by a stage that makes the right thing."""
+    wanted = {"from": ("weights",), "data": ("groups",), "reward": ("reward",)}
+    for name, roles in parents.items():
+        for role, parent in roles.items():
+            makes = wanted.get(role, ("weights", "completions"))
+            if parent in planned and planned[parent].makes not in makes:
+                raise UsageError(
+                    f"stages.{name}: {role} names '{parent}', which makes "
+                    f"{planned[parent].makes or 'nothing to build on'}, not {makes[0]}",
+                    where=where,
+                    remedy=f"name a stage that makes {' or '.join(makes)}",
+                )
+
+
+def _mark(
+    context: Context, stage: PipelineStage, parents: Mapping[str, str], marks: Mapping[str, str]
+) -> str:
+    """What the result of a stage depends on, as a hash: its knobs, inputs, parents and our code."""
+    recipe = context.recipe
+    return fingerprint(
+        truing.__version__,
+        stage.knobs,
+        context.seed(stage.name, stage.config.seed),
+        recipe.model.model_dump(),
+        recipe.data.model_dump(),
+        {role: marks.get(name, name) for role, name in parents.items()},
+    )
+
+
+def _run_stage(
+    context: Context,
+    stage: PipelineStage,
+    parents: Mapping[str, str],
+    mark: str,
+    label: str,
+    console: Console,
+) -> None:
+    """One stage from an empty folder to `completed`, or to `failed` with the reason."""
+    run = context.run(stage.name)
+    info = RunInfo(
+        stage=stage.name,
+        method=stage.config.method,
+        seed=context.seed(stage.name, stage.config.seed),
+        parents=dict(parents),
+        fingerprint=mark,
+        versions=machine.versions(),
+        device=str(context.device),
+    )
+    run.start(info, stage.knobs)
+    machine.reset_peak_memory()
+    started = time.monotonic()
+    try:
+        with _progress(console) as progress:
+            task = progress.add_task(label, total=None, note="")
+
+            def tick(done: int, total: int, metrics: Mapping[str, float]) -> None:
+                note = "  ".join(f"{k} {metrics[k]:.3f}" for k in SHOWN if k in metrics)
+                if note or done == total:
+                    progress.update(task, completed=done, total=total, note=note)
+                else:
+                    progress.update(task, completed=done, total=total)
+
+            totals = stage.run(context, info, tick)
+    except (TruingError, KeyboardInterrupt) as error:
+        info.status, info.reason = "failed", str(error) or type(error).__name__
+        info.wall_seconds = round(time.monotonic() - started, 3)
+        run.write_info(info)
+        raise
+    info.status = "completed"
+    info.wall_seconds = round(time.monotonic() - started, 3)
+    info.steps, info.tokens, info.model_copies = totals.steps, totals.tokens, totals.model_copies
+    info.peak_memory_bytes = machine.peak_memory()
+    run.write_info(info)
+    if not console.is_terminal:
+        context.say(f"{label}: {info.wall_seconds:.0f} s")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _say_data(context: Context) -> None:
+    """One line on what was read, and one for each reason rows were dropped."""
+    counts = {split: len(context.groups("data", split)) for split in ("train", "test")}  # type: ignore[arg-type]
+    first: Any = (context.groups("data", "train") or context.groups("data", "test"))[:1]
+    kind = first[0].type if first else "no"
+    context.say(
+        f"data: {kind} rows, {counts['train']:,} to train on, {counts['test']:,} held out "
+        f"({context.recipe.data.path})"
+    )
+    for reason, count in context.dropped.get("data", {}).items():
+        context.say(f"  {count:,} dropped: {reason}")

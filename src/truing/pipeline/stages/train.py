@@ -1,0 +1,222 @@
+"""Training with any objective: networks from their parents, one loop, weights that others open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from truing.batch import Batch
+from truing.config import OnPolicy, Sampling
+from truing.data.packing import chosen_only
+from truing.errors import DataError, UsageError
+from truing.evaluation.reward_model import judge_pairs
+from truing.groups import FinishReason, TokenGroup
+from truing.models import saving
+from truing.models.loading import DTYPES
+from truing.pipeline.context import Context, Tick
+from truing.pipeline.stages.base import PipelineStage, Totals
+from truing.rewards.base import Reward, score
+from truing.rollouts.collect import Rollout, Scorer
+from truing.rollouts.sampler import sample
+from truing.rundir import RunInfo
+from truing.training.build import Built, Inputs, build, sampling_settings
+from truing.training.loop import measure, train
+from truing.training.method import Method, resolve
+
+KEPT_SAMPLES = 8
+"""Completions kept of each rollout, and drawn at the end of offline training."""
+
+
+class Train(PipelineStage):
+    """sft, bradley_terry, dpo, ppo, ...: whatever the objective says it trains."""
+
+    def __init__(self, name: str, method: Method) -> None:
+        super().__init__(name, method.training)
+        self.method = method
+        self.makes = "reward" if method.objective.trains == "reward" else "weights"
+
+    @classmethod
+    def read(cls, name: str, raw: Mapping[str, Any], where: str) -> Self:
+        return cls(name, resolve(name, raw, where))
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        return self.method.knobs
+
+    def check(self, context: Context) -> None:
+        """The rows are there, of the right type, and train the stop token somewhere."""
+        name = self.method.training.data
+        if name != "data":
+            return  # rows that an earlier stage will make
+        groups = context.groups(name, "train")
+        if not groups:
+            raise DataError("no rows to train on", where=context.where, remedy="check data.path")
+        kind = groups[0].type
+        pairs = "chosen_G" in self.method.objective.needs
+        if pairs and kind != "preference":
+            raise DataError(
+                f"stage {self.name} needs preference rows (prompt, chosen, rejected), "
+                f"these are {kind}",
+                where=context.recipe.data.path,
+                remedy="give preference rows, or another method",
+            )
+        if not pairs and self.method.credit is None:
+            answers = [c for group in groups for c in group.completions]
+            if not answers:
+                raise DataError(
+                    f"stage {self.name} needs completions, these rows are {kind}",
+                    where=context.recipe.data.path,
+                    remedy="give prompt-completion or preference rows",
+                )
+            if all(answer.finish is FinishReason.LENGTH for answer in answers):
+                raise DataError(
+                    "every completion was cut before its end: the stop token is never trained",
+                    where=context.recipe.data.path,
+                    remedy="give rows that end, or draw them with a larger max_completion_length",
+                )
+
+    def run(self, context: Context, info: RunInfo, tick: Tick) -> Totals:
+        inputs = self._inputs(context)
+        built = build(self.method, inputs)
+        step = built.step
+
+        def evaluate() -> dict[str, float]:
+            return measure(step.objective, step.compute, built.heldout)
+
+        tokens = train(
+            step, built.source, context.run(self.name), tick, evaluate if built.heldout else None
+        )
+        info.facts["first_step"] = step.first_metrics
+        info.facts["precision"] = str(built.dtype).removeprefix("torch.")
+        self._keep(context, inputs, built)
+        if self.makes == "reward":
+            info.facts["reward_model"] = self._judge(context, inputs, built)
+        elif self.method.credit is None:
+            self._draw_samples(context, inputs, built)
+        return Totals(tokens, step.taken, built.roles.copies)
+
+    def _inputs(self, context: Context) -> Inputs:
+        training = self.method.training
+        path, revision = context.source(training.from_)
+        reward_run, reward = self._reward(context)
+        if self.method.credit is not None:
+            train_groups = context.encode(context.prompts(training.data, "train"))
+            heldout: list[TokenGroup] = []
+        else:
+            train_groups = context.encode(context.groups(training.data, "train"))
+            heldout = context.encode(context.groups(training.data, "test"))
+        if "chosen_G" not in self.method.objective.needs:
+            train_groups, heldout = chosen_only(train_groups), chosen_only(heldout)
+        return Inputs(
+            source=path,
+            revision=revision,
+            model=context.recipe.model,
+            stop_id=context.tokenizer.stop_id,
+            train=train_groups,
+            heldout=heldout,
+            reward_run=reward_run,
+            shares_trunk=reward_run is not None and self._same_parent(context, reward_run),
+            reward=reward,
+            on_rollout=lambda index, rollout: self._keep_rollout(context, index, rollout),
+            seed=context.seed(self.name, training.seed),
+            where=f"stages.{self.name}",
+        )
+
+    def _reward(self, context: Context) -> tuple[Path | None, Scorer | None]:
+        """The reward model's run directory, or a scorer over texts."""
+        training = self.method.training
+        if not isinstance(training, OnPolicy):
+            return None, None
+        found = context.reward(training.reward)
+        if isinstance(found, Path):
+            return found, None
+        reward: Reward = found
+
+        def by_text(batch: Batch, groups: Any) -> Tensor:
+            texts = [
+                (context.readable(group.prompt_ids), context.readable(completion.ids))
+                for group in groups
+                for completion in group.completions
+            ]
+            scores = score(reward, [p for p, _ in texts], [c for _, c in texts])
+            return torch.tensor(scores, device=batch.tokens_RT.device)
+
+        return None, by_text
+
+    def _same_parent(self, context: Context, reward_run: Path) -> bool:
+        """Whether the reward model is an adapter on the weights this stage starts from."""
+        parent = context.run(reward_run.name).info()
+        return (
+            parent is not None
+            and parent.parents.get("from") == self.method.training.from_
+            and (reward_run / saving.ADAPTER_FOLDER).is_dir()
+        )
+
+    def _keep(self, context: Context, inputs: Inputs, built: Built) -> None:
+        """Weights at the root of the run directory."""
+        folder = context.run(self.name).path
+        masters = {n: p.detach().cpu() for n, p in built.step.masters.masters.items()}
+        adapter = folder / saving.ADAPTER_FOLDER
+        model = saving.merged(inputs.source, masters, built.lora, adapter)
+        tokenizer = context.tokenizer.tokenizer
+        dtype = DTYPES[context.recipe.model.save_dtype]
+        policy = built.roles.policy
+        if self.makes == "reward":
+            assert policy.score_head is not None
+            saving.save_scorer(folder, model, policy.score_head, tokenizer, dtype)
+            if built.lora is not None:
+                saving.save_head(adapter / saving.SCORE_HEAD_FILE, policy.score_head)
+            return
+        saving.save_policy(folder, model, tokenizer, dtype)
+        if policy.value_head is not None:
+            saving.save_head(folder / "value" / saving.VALUE_HEAD_FILE, policy.value_head)
+
+    def _keep_rollout(self, context: Context, index: int, rollout: Rollout) -> None:
+        rows = [
+            {
+                "prompt": context.readable(group.prompt_ids),
+                "completion": context.readable(completion.ids),
+                "score": completion.score,
+                "finish": completion.finish.value,
+            }
+            for group in rollout.groups
+            for completion in group.completions
+        ]
+        context.run(self.name).write_rows(f"samples/rollout-{index:04d}.jsonl", rows[:KEPT_SAMPLES])
+
+    def _judge(self, context: Context, inputs: Inputs, built: Built) -> dict[str, Any]:
+        """The reward model on every held-out pair; its scores are the stage's samples."""
+
+        def scores_of(batch: Batch) -> Tensor:
+            scores_C = built.step.compute(batch.to(built.device)).scores_C
+            assert scores_C is not None
+            return scores_C
+
+        budget = self.method.training.micro_batch_tokens
+        verdict, rows = judge_pairs(scores_of, inputs.heldout or inputs.train, budget)
+        context.run(self.name).write_rows("samples/scores.jsonl", rows)
+        return {
+            "accuracy": verdict.model_dump() if inputs.heldout else None,
+            "train_pairs": len(inputs.train),
+            "test_pairs": len(inputs.heldout),
+        }
+
+    def _draw_samples(self, context: Context, inputs: Inputs, built: Built) -> None:
+        """A few completions of the trained policy, so that a run can be looked at."""
+        pool = inputs.heldout or inputs.train
+        prompts = [TokenGroup(group.prompt_ids) for group in pool[:KEPT_SAMPLES]]
+        settings = sampling_settings(Sampling(), inputs.stop_id)
+        drawn = sample(built.roles.policy, prompts, settings, seed=inputs.seed)
+        rows = [
+            {
+                "prompt": context.readable(group.prompt_ids),
+                "completion": context.readable(group.completions[0].ids),
+                "finish": group.completions[0].finish.value,
+            }
+            for group in drawn
+        ]
+        context.run(self.name).write_rows("samples/final.jsonl", rows)
