@@ -125,7 +125,7 @@ def test_every_section_opens_with_what_to_look_at(page: str) -> None:
 def test_the_same_input_gives_the_same_bytes(output: Path) -> None:
     first = report.write_report(output).read_bytes()
     before = dict(matplotlib.rcParams)
-    with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "xtick.top": True}):
         second = report.write_report(output).read_bytes()
     assert first == second
     assert dict(matplotlib.rcParams) == before
@@ -200,6 +200,11 @@ def test_a_picture_has_as_many_points_as_there_are_metrics(metrics: Metrics) -> 
     svg = plots.curve(loss, metrics["reward"]) or ""
     assert longest_path(svg) == len(metrics["reward"])
     assert len(re.findall(r"<use [^>]*currentColor", svg)) >= 3, "held-out points"
+
+
+def test_points_on_a_straight_line_are_all_kept() -> None:
+    rows = [{"step": step, "loss": 3.0 - step} for step in range(40)]
+    assert longest_path(plots.curve(plots.CURVES["loss"][0], rows) or "") == 40
 
 
 def test_a_single_point_is_visible() -> None:

@@ -347,7 +347,7 @@ def _svg(
 
 def _inline(svg: str, title: str) -> str:
     """matplotlib's file as a part of a page: scales with it, is read aloud, clashes with none."""
-    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)

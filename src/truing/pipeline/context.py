@@ -66,10 +66,10 @@ class Context:
         return RunDirectory(self.output / stage)
 
     def source(self, name: str) -> tuple[str, str | None]:
-        """Where the weights of 'model' or of a stage are: (path, revision)."""
+        """Where the weights of 'model', of a stage or of a folder are: (path, revision)."""
         if name == "model":
             return self.model_path, self.recipe.model.revision
-        folder = self.run(name).path
+        folder = self.run(name).path if name in self.recipe.stages else Path(name)
         loading.check_folder(folder)
         return str(folder), None
 
@@ -87,9 +87,11 @@ class Context:
         return int(fingerprint(self.recipe.seed, name), 16) & 0x7FFFFFFF
 
     def reward(self, spec: str | Mapping[str, Any]) -> Reward | Path:
-        """A reward by name, or the run directory of the stage that trained one."""
+        """A reward by name, or the folder of a reward model: a stage's, or anyone's."""
         if isinstance(spec, str) and spec in self.recipe.stages:
             return self.run(spec).path
+        if isinstance(spec, str) and Path(spec, "config.json").is_file():
+            return Path(spec)
         try:
             return rewards.make(spec)
         except UsageError as error:

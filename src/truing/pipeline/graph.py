@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 from truing.config import RESERVED_STAGE_NAMES
 from truing.errors import UsageError, suggest
 
-MAY_BE_A_PLUGIN = frozenset({"reward"})
-"""Roles whose name may also be a reward by name, found in truing.rewards."""
 
 
 def order(parents: Mapping[str, Mapping[str, str]], where: str) -> list[str]:
@@ -24,12 +23,12 @@ def order(parents: Mapping[str, Mapping[str, str]], where: str) -> list[str]:
         for role, name in roles.items():
             if name in parents:
                 edges[stage].append(name)
-            elif name not in RESERVED_STAGE_NAMES and role not in MAY_BE_A_PLUGIN:
+            elif name not in RESERVED_STAGE_NAMES and not _outside(role, name):
                 valid = (set(parents) - {stage}) | RESERVED_STAGE_NAMES
                 raise UsageError(
                     f"stages.{stage}: {role} names '{name}', which is no stage",
                     where=where,
-                    remedy=suggest(name, valid),
+                    remedy=suggest(name, valid) + ", or give a model's folder",
                 )
     try:
         return list(TopologicalSorter(edges).static_order())
@@ -38,3 +37,8 @@ def order(parents: Mapping[str, Mapping[str, str]], where: str) -> list[str]:
         raise UsageError(
             f"stages wait for each other: {circle}", where=where, remedy="break the circle"
         ) from error
+
+
+def _outside(role: str, name: str) -> bool:
+    """Whether a name that is no stage may still be right: a folder, or a reward by name."""
+    return role == "reward" or Path(name, "config.json").is_file()

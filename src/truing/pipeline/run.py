@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,7 +19,7 @@ from rich.progress import (
 
 import truing
 from truing.config import Recipe
-from truing.errors import TruingError, UsageError
+from truing.errors import ResourceError, UsageError
 from truing.pipeline import graph, machine, stages
 from truing.pipeline.context import Context
 from truing.pipeline.stages.base import PipelineStage
@@ -126,10 +127,16 @@ def _run_stage(
                     progress.update(task, completed=done, total=total)
 
             totals = stage.run(context, info, tick)
-    except (TruingError, KeyboardInterrupt) as error:
+    except BaseException as error:  # whatever it was, run.json says so before it goes on
         info.status, info.reason = "failed", str(error) or type(error).__name__
         info.wall_seconds = round(time.monotonic() - started, 3)
         run.write_info(info)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise ResourceError(
+                "out of memory",
+                where=f"stages.{stage.name}",
+                remedy="lower micro_batch_tokens or sampling_batch_size: neither changes results",
+            ) from error
         raise
     info.status = "completed"
     info.wall_seconds = round(time.monotonic() - started, 3)

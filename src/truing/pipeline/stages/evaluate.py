@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
 
@@ -109,7 +110,9 @@ class EvaluateStage(PipelineStage):
     def _proxy(self, context: Context) -> Network | None:
         if self.config.proxy is None:
             return None
-        network = load_reward_network(context.run(self.config.proxy).path, context.dtype)
+        folder = context.reward(self.config.proxy)
+        assert isinstance(folder, Path)
+        network = load_reward_network(folder, context.dtype)
         return network.requires_grad_(False).to(context.device)
 
     def _measure(
@@ -122,7 +125,8 @@ class EvaluateStage(PipelineStage):
     ) -> _Measured:
         config, device = self.config, context.device
         temperature = config.temperature or 1.0
-        picked = context.run(stage).rows(COMPLETIONS_FILE) if stage != "model" else []
+        inside = stage in context.recipe.stages
+        picked = context.run(stage).rows(COMPLETIONS_FILE) if inside else []
         kl = None
         if picked:
             groups = _picked_groups(context.encode(prompts), picked)
@@ -156,7 +160,7 @@ class EvaluateStage(PipelineStage):
     def _row(
         self, context: Context, label: str, stage: str, mine: _Measured, base: _Measured
     ) -> PolicyResult:
-        made_by = context.run(stage).info() if stage != "model" else None
+        made_by = context.run(stage).info() if stage in context.recipe.stages else None
         completions = [group.completions[0] for group in mine.groups]
         seconds = made_by.wall_seconds if made_by else None
         return PolicyResult(

