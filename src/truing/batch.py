@@ -77,7 +77,7 @@ class Batch:
             known = COLUMNS[name]
             raise KeyError(f"this batch has no {name} ({known.meaning}); it comes from "
                            f"{known.provider}")
-        return self.columns[name]
+        return self.columns[name].detach()  # weights and targets never carry a gradient
 
     def __contains__(self, name: str) -> bool:
         return name in self.columns

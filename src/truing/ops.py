@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,11 +64,17 @@ def discounted_deltas(deltas_N: Tensor, lengths: list[int], decay: float) -> Ten
 
 def log1mexp(x: Tensor) -> Tensor:
     """log(1 − e^x) for x < 0, accurate at both ends (Maechler 2012)."""
+    near_zero = x > -math.log(2)
+    # torch.where sends 0 · ∞ = NaN back through the branch it did not take: feed that one a safe x
+    small = torch.where(near_zero, x, -1.0)
+    large = torch.where(near_zero, -1.0, x)
     return torch.where(
-        x > -0.6931471805599453, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x))
+        near_zero, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large))
     )
 
 
 def explained_variance(predictions: Tensor, targets: Tensor) -> Tensor:
     """1 − Var(target − prediction) / Var(target); NaN where the targets do not vary."""
-    return 1 - (targets - predictions).var() / targets.var()
+    spread = targets.var()
+    explained = 1 - (targets - predictions).var() / spread
+    return torch.where(spread > 0, explained, torch.nan)

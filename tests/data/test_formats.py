@@ -384,6 +384,11 @@ def test_defaults_are_not_written() -> None:
     assert to_row(group) == {"prompt": "p", "chosen": "c", "rejected": "a"}
 
 
+def test_a_column_of_the_old_row_is_not_read_as_one_of_the_new() -> None:
+    group = Group(Prompt("p"), (Completion("a"),), columns={"score": 7, "label": True, "id": 3})
+    assert to_row(group) == {"id": 3, "prompt": "p", "completion": "a"}
+
+
 def test_completions_without_a_choice_have_no_row() -> None:
     with pytest.raises(DataError, match="2 completions and no choice"):
         to_row(Group(Prompt("p"), (Completion("a"), Completion("b"))))

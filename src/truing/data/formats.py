@@ -28,6 +28,8 @@ from truing.groups import Completion, FinishReason, Group, GroupType
 BadRows = Literal["error", "drop"]
 
 STANDARD = ("prompt", "completion", "chosen", "rejected", "label", "messages")
+READ = {*STANDARD, *(prefix + extra for prefix in ("", "chosen_", "rejected_") for extra in EXTRAS)}
+"""Every column name that has a meaning."""
 USUAL_NAMES = {
     "question": "prompt",
     "query": "prompt",
@@ -124,14 +126,16 @@ def settle(dropped: Sequence[Dropped], total: int, bad_rows: BadRows) -> None:
 
 
 def to_row(group: Group) -> dict[str, Any]:
-    """A group as a row that `parse_rows` reads back, its other columns included.
+    """A group as a row that `parse_rows` reads back.
 
-    Of a pair only the two completions are written. Raises DataError for several completions
-    without a choice: no row of these types holds them.
+    Its other columns are included, but for names that would be read as something else. Of a pair
+    only the two completions are written. Raises DataError for several completions without a
+    choice: no row of these types holds them.
     """
     messages = group.prompt.messages
     conversational = messages is not None
-    row: dict[str, Any] = {**group.columns, "prompt": group.prompt.text}
+    row = {name: value for name, value in group.columns.items() if name not in READ}
+    row["prompt"] = group.prompt.text
     if messages is not None:
         row["prompt"] = [{"role": m.role, "content": m.content} for m in messages]
     if group.chosen is not None and group.rejected is not None:
@@ -177,11 +181,10 @@ def _kind_of(found: set[str]) -> Kind | None:
 def _renamed(rows: list[Row], columns: Mapping[str, str]) -> list[Row]:
     """The rows under the standard names. Raises DataError for names that are not there."""
     found = {name for row in rows for name in row.values}
-    valid = {*STANDARD, *EXTRAS, *(f"{c}_{e}" for c in ("chosen", "rejected") for e in EXTRAS)}
     for mine, standard in columns.items():
-        if standard not in valid:
+        if standard not in READ:
             raise DataError(
-                f"columns: '{standard}' is no standard name", remedy=suggest(standard, valid)
+                f"columns: '{standard}' is no standard name", remedy=suggest(standard, READ)
             )
         if mine not in found:
             raise DataError(f"columns: there is no '{mine}'", remedy=suggest(mine, found))

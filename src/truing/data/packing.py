@@ -15,6 +15,11 @@ from truing.batch import Batch
 from truing.groups import FinishReason, TokenGroup
 
 
+GROUPS_A_ROW = 2
+"""A row is this many times as wide as the longest group. Wider rows are filled better (padding is
+computed too), narrower ones have smaller attention masks."""
+
+
 def micro_batches(groups: Sequence[TokenGroup], token_budget: int) -> list[list[TokenGroup]]:
     """Divide groups so that each part packs into at most `token_budget` padded tokens.
 
@@ -24,7 +29,7 @@ def micro_batches(groups: Sequence[TokenGroup], token_budget: int) -> list[list[
     parts: list[list[TokenGroup]] = []
     rows: list[int] = []
     for group in sorted(groups, key=lambda g: g.length, reverse=True):
-        width = parts[-1][0].length if parts else 0
+        width = _width(parts[-1]) if parts else 0
         row = _first_fit(rows, group.length, width)
         opens_row = row == len(rows)
         if not parts or (opens_row and (len(rows) + 1) * width > token_budget):
@@ -37,6 +42,10 @@ def micro_batches(groups: Sequence[TokenGroup], token_budget: int) -> list[list[
     return parts
 
 
+def _width(groups: Sequence[TokenGroup]) -> int:
+    return GROUPS_A_ROW * max(group.length for group in groups)
+
+
 def _first_fit(rows: list[int], length: int, width: int) -> int:
     """The first row with room for `length`, or len(rows) for a new one."""
     for row, used in enumerate(rows):
@@ -46,9 +55,9 @@ def _first_fit(rows: list[int], length: int, width: int) -> int:
 
 
 def pack(groups: Sequence[TokenGroup]) -> Batch:
-    """One batch of all groups, in their order, in rows as wide as the longest group."""
+    """One batch of all groups, in their order, in rows twice as wide as the longest group."""
     assert groups, "an empty batch has no shape"
-    width = max(group.length for group in groups)
+    width = min(_width(groups), sum(group.length for group in groups))
     used: list[int] = []
     layout = _Layout()
     for index, group in enumerate(groups):

@@ -20,42 +20,24 @@ from typing import Any, NamedTuple
 from truing.evaluation.summary import Interval, PolicyResult, Summary
 
 PALETTE = ("#2380c2", "#d55e00", "#009e73", "#b8608f", "#a97b00", "#7a6fd0", "#808080")
-MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
-"""matplotlib's marker -> the same shape as a character."""
-INK = "#010203"
-"""Drawn in this colour, then replaced by currentColor."""
-SMOOTH_FROM = 60
-"""Curves with more points than this also get a running mean."""
+MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}  # -> as a character
+INK = "#010203"  # drawn in this colour, then replaced by currentColor
+SMOOTH_FROM = 60  # curves with more points than this also get a running mean
 
-RC: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a label is a label, whatever it contains
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same metrics everywhere
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlepad": 10,
-    "axes.grid": True,
-    "axes.unicode_minus": False,
-    "grid.color": INK,
-    "grid.alpha": 0.12,
-    "grid.linewidth": 0.7,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.markersize": 5,
-    "lines.linewidth": 1.6,
-    "savefig.transparent": True,
+# matplotlib's parameters, by group.
+HOUSE: Mapping[str, Mapping[str, Any]] = {
+    "text": {"color": INK, "parse_math": False},  # a label is a label, whatever it contains
+    "font": {"family": "DejaVu Sans", "size": 9},  # comes with matplotlib: same metrics everywhere
+    "axes": {"edgecolor": INK, "labelcolor": INK, "linewidth": 0.7, "grid": True}
+    | {"titlelocation": "left", "titlesize": 10, "titleweight": "bold", "titlepad": 10},
+    "axes.spines": {"top": False, "right": False},
+    "grid": {"color": INK, "alpha": 0.12, "linewidth": 0.7},
+    "xtick": {"color": INK, "major.size": 0},
+    "ytick": {"color": INK, "major.size": 0},
+    "legend": {"frameon": False, "fontsize": 8.5},
+    "lines": {"linewidth": 1.6, "markersize": 5},
+    "svg": {"fonttype": "none"},
+    "savefig": {"transparent": True},
 }
 
 Metrics = Sequence[Mapping[str, float]]
@@ -93,6 +75,7 @@ class Curve:
 
 CHANCE = {"guessing": 0.5}
 UNDECIDED = {"undecided: ln 2": log(2)}
+SIDES = {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}
 
 CURVES: Mapping[str, tuple[Curve, ...]] = {
     "objective/scores": (
@@ -104,11 +87,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
     "rewards/margins": (
         Curve("Margin, chosen over rejected", "margin (β × nats)", {"rewards/margins": ""}),
         Curve("Pairs in the right order", "accuracy (share)", {"rewards/accuracies": ""}, CHANCE),
-        Curve(
-            "Implicit reward of each side",
-            "reward (β × nats)",
-            {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
-        ),
+        Curve("Implicit reward of each side", "reward (β × nats)", SIDES),
         Curve("Loss", "loss (nats/pair)", {"loss": ""}, UNDECIDED),
     ),
     "margin": (
@@ -135,25 +114,24 @@ def curve(
     guides: Mapping[str, float] | None = None,
 ) -> str | None:
     """Metrics over the steps; None where none of them was written."""
-    lines = {name: _points(rows, name) for name in spec.metrics}
-    lines |= {f"eval/{name}": _points(rows, f"eval/{name}") for name in spec.metrics}
-    lines = {name: points for name, points in lines.items() if points}
+    names = [*spec.metrics, *(f"eval/{name}" for name in spec.metrics)]
+    points = {n: [(r["step"], r[n]) for r in rows if r.get(n) is not None] for n in names}
+    lines = {name: found for name, found in points.items() if found}
     if not lines:
         return None
-
-    most = max(len(points) for points in lines.values())
+    most = max(map(len, lines.values()))
     window = most // 20 if most > SMOOTH_FROM else 1
     smoothed = f"; bold: mean of {window} points" if window > 1 else ""
 
     def paint(figure: Any) -> None:
         axes = figure.subplots()
-        for name, points in lines.items():
+        for name in lines:
             look: dict[str, Any] = {"color": colour, "label": _line_label(spec, name, lines)}
             if name.removeprefix("eval/") != next(iter(spec.metrics)):
                 look["linestyle"] = "--"
             if name.startswith("eval/"):
                 look |= {"marker": "o", "markerfacecolor": "none", "linewidth": 1}
-            _line(axes, points, window, look)
+            _line(axes, lines[name], window, look)
         _guides(axes, {**spec.guides, **(guides or {})})
         axes.set(title=spec.title, ylabel=spec.unit)
         axes.set_xlabel("step (optimizer updates)" + smoothed)
@@ -171,11 +149,8 @@ def reward_kl(summary: Summary) -> str | None:
     hollow, with an arrow: its KL is somewhere to the left.
     """
     name = "gold" if any(p.gold for p in summary.policies) else "proxy"
-    placed: list[tuple[PolicyResult, Interval, Interval]] = []
-    for policy in summary.policies:
-        reward, distance = getattr(policy, name), _distance(policy, summary)
-        if reward is not None and distance is not None:
-            placed.append((policy, reward, distance))
+    points = [(p, getattr(p, name), _distance(p, summary)) for p in summary.policies]
+    placed: list[tuple[Any, ...]] = [point for point in points if all(point)]
     if not any(distance.high > 0 for _, _, distance in placed):
         return None
     styles = policy_styles(summary)
@@ -206,13 +181,14 @@ def gains(summary: Summary) -> str | None:
     styles = policy_styles(summary)
 
     def paint(figure: Any) -> None:
-        for axes, kind in zip(
-            figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True
-        ):
+        panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+        for axes, kind in zip(panels, kinds, strict=True):
             for row, policy in enumerate(others):
                 gain = getattr(policy, f"{kind}_gain")
                 if gain is not None:
-                    _bar(axes, row, gain, styles[policy.label])
+                    look = styles[policy.label]
+                    axes.barh(row, gain.mean, height=0.5, color=look.colour, alpha=0.28)
+                    _mark(axes, gain.mean, row, look, xerr=_arms(gain))
             axes.axvline(0, color=INK, linewidth=1)
             axes.set(title=f"Gain in {kind} reward", xlabel=_SCALE[kind])
             axes.set_yticks(range(len(others)), [_short(p.label) for p in others])
@@ -230,8 +206,7 @@ def _distance(policy: PolicyResult, summary: Summary) -> Interval | None:
     """Where a policy stands on the KL axis."""
     if policy.label == summary.reference:
         return Interval(mean=0, low=0, high=0, n=0)
-    if _bounded(policy):
-        assert policy.kl_bound is not None
+    if policy.kl is None and policy.kl_bound is not None:
         return Interval(mean=policy.kl_bound, low=0, high=policy.kl_bound, n=0)
     return policy.kl
 
@@ -243,45 +218,22 @@ def _bounded(policy: PolicyResult) -> bool:
 
 def _place(axes: Any, style: Style, y: Interval, x: Interval, bound: bool) -> Any:
     """One policy in the scatter; returns its handle for the legend."""
-    wings = {"ecolor": style.colour, "elinewidth": 1.2, "capsize": 0, "fmt": "none"}
-    axes.errorbar(x.mean, y.mean, yerr=_arms(y), xerr=None if bound else _arms(x), **wings)
     if bound:
         arrow = {"arrowstyle": "<-", "color": style.colour, "shrinkA": 0, "shrinkB": 4}
         axes.annotate("", (x.mean, y.mean), (-26, 0), textcoords="offset points", arrowprops=arrow)
-    (handle,) = axes.plot(
-        x.mean,
-        y.mean,
-        linestyle="none",
-        marker=style.marker,
-        markersize=7,
-        color=style.colour,
-        markerfacecolor="none" if bound else style.colour,
-    )
-    return handle
+    look = {"markersize": 7, "markerfacecolor": "none" if bound else style.colour}
+    whiskers = {"xerr": None if bound else _arms(x), "yerr": _arms(y)}
+    return _mark(axes, x.mean, y.mean, style, **whiskers, **look)
 
 
-def _bar(axes: Any, row: int, gain: Interval, style: Style) -> None:
-    """One gain: a bar from 0, and its interval."""
-    axes.barh(row, gain.mean, height=0.5, color=style.colour, alpha=0.28)
-    axes.errorbar(
-        gain.mean,
-        row,
-        xerr=_arms(gain),
-        color=style.colour,
-        marker=style.marker,
-        markersize=6,
-        elinewidth=1.6,
-    )
+def _mark(axes: Any, x: float, y: float, style: Style, **look: Any) -> Any:
+    """A policy's mark with its whiskers; returns the mark alone."""
+    return axes.errorbar(x, y, color=style.colour, fmt=style.marker, elinewidth=1.4, **look)[0]
 
 
 def _arms(value: Interval) -> list[list[float]]:
     """The interval as matplotlib wants it: how far below and above the mean, never negative."""
     return [[max(0.0, value.mean - value.low)], [max(0.0, value.high - value.mean)]]
-
-
-def _points(rows: Metrics, name: str) -> list[tuple[float, float]]:
-    """(step, value) of the lines that have this metric."""
-    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
 
 def _line_label(spec: Curve, name: str, drawn: Collection[str]) -> str:
@@ -292,32 +244,23 @@ def _line_label(spec: Curve, name: str, drawn: Collection[str]) -> str:
     return ", ".join(filter(None, words))
 
 
-def _line(
-    axes: Any, points: list[tuple[float, float]], window: int, look: Mapping[str, Any]
-) -> None:
+def _line(axes: Any, points: list[tuple[float, float]], window: int, look: dict[str, Any]) -> None:
     """One metric: every point; where there are many, faint and under their running mean."""
     steps, values = zip(*points, strict=True)
     if window == 1 or len(points) <= SMOOTH_FROM:
         axes.plot(steps, values, **{"marker": "o" if len(points) == 1 else None, **look})
         return
-    means = [sum(run) / len(run) for i in range(len(values)) if (run := values[: i + 1][-window:])]
+    runs = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
     axes.plot(steps, values, **{**look, "linewidth": 0.8, "alpha": 0.35, "label": None})
-    axes.plot(steps, means, **look)
+    axes.plot(steps, [sum(run) / len(run) for run in runs], **look)
 
 
 def _guides(axes: Any, levels: Mapping[str, float]) -> None:
     """Thin horizontal lines, each with its name at the right end."""
+    place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right"}
     for name, level in levels.items():
         axes.axhline(level, color=INK, linewidth=0.8, linestyle=":")
-        axes.annotate(
-            name,
-            (1, level),
-            (-2, 2),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            ha="right",
-            fontsize=7.5,
-        )
+        axes.annotate(name, (1, level), (-2, 2), fontsize=7.5, **place)
 
 
 def _short(label: str) -> str:
@@ -333,7 +276,8 @@ def _svg(
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    own = {**RC, "svg.hashsalt": title, "path.simplify": thin}
+    own = {f"{group}.{key}": v for group, keys in HOUSE.items() for key, v in keys.items()}
+    own |= {"svg.hashsalt": title, "path.simplify": thin}
     none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     buffer = io.StringIO()
     with style.context(["default", own]), warnings.catch_warnings():
@@ -350,8 +294,7 @@ def _inline(svg: str, title: str) -> str:
     svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     head, rest = svg.split(">", 1)
-    named = f'{head} role="img">\n <title>{html.escape(title)}</title>'
-    return (named + rest).replace(INK, "currentColor")
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    rest = f' role="img">\n <title>{html.escape(title)}</title>' + rest
+    return (head + rest).replace(INK, "currentColor")

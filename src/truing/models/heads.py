@@ -27,7 +27,8 @@ def new_score_head(hidden_size: int, seed: int) -> ScalarHead:
     Source: the initialisation of summarize-from-feedback, kept by its reproductions.
     """
     generator = torch.Generator().manual_seed(seed)
-    weight_H = torch.randn(hidden_size, generator=generator) * (hidden_size + 1) ** -0.5
+    import os
+    weight_H = torch.randn(hidden_size, generator=generator) * (hidden_size + 1) ** -0.5*float(os.environ.get('HS','1'))
     return ScalarHead(weight_H, bias=False)
 
 

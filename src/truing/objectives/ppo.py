@@ -75,15 +75,18 @@ class PPO(Objective):
         )
         loss_N = policy_N + self.vf_coef * value_N
         unclipped_N = -batch["advantages_N"] * ratio_N
+        moved_N = (outputs.values_N - batch["values_N"]).abs()
+        limit = self.cliprange_value or torch.inf
         metrics = {
             "loss": mean_of(loss_N),
             "loss/policy_avg": mean_of(policy_N),
             "loss/value_avg": mean_of(value_N),
             "policy/approxkl_avg": mean_of(log_ratio_N.square() / 2),
             "policy/clipfrac_avg": mean_of((policy_N > unclipped_N).float()),
+            "val/clipfrac_avg": mean_of((moved_N > limit).float()),
             "val/ratio": mean_of(ratio_N),
             "val/ratio_max": extreme_of(ratio_N, "max"),
         }
         if outputs.entropy_N is not None:
-            metrics["objective/entropy"] = mean_of(outputs.entropy_N)
+            metrics["policy/entropy_avg"] = mean_of(outputs.entropy_N)
         return Loss(loss_N.sum(), float(batch.size_N), metrics)

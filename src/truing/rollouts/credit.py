@@ -83,10 +83,10 @@ class GAE(Credit):
 
     def _shaped_scores(self, batch: Batch) -> Tensor:
         """The score of each completion, less the penalty if it was cut."""
-        scores_C = batch["scores_C"].float()
+        scores_C = batch["scores_C"]
         if self.missing_eos_penalty is None:
             return scores_C
-        return scores_C - self.missing_eos_penalty * (~batch["finished_C"]).float()
+        return scores_C - self.missing_eos_penalty * (~batch["finished_C"]).to(scores_C.dtype)
 
     def _advantages(self, batch: Batch, shaped_C: Tensor) -> Tensor:
         rewards_N = -self.kl_coef * kl_k1(batch["sampled_logps_N"], batch["reference_logps_N"])
@@ -109,6 +109,7 @@ class GAE(Credit):
         metrics = {
             "objective/kl": mean_of(kl_C),
             "objective/entropy": mean_of(per_completion(lambda b: -b["sampled_logps_N"])),
+            "val/num_eos_tokens": Metric(finished_C.sum().float(), 1.0),
             "objective/scores": mean_of(torch.cat([b["scores_C"] for b in batches])),
             "objective/non_score_reward": mean_of(penalty_C),
             "objective/rlhf_reward": mean_of(torch.cat(scores) + penalty_C),

@@ -1,0 +1,58 @@
+"""Chunked log-probs equal plain log-softmax, value and gradient, at any temperature."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from truing.models import logprobs
+from truing.models.logprobs import token_logprobs
+
+
+def case(tokens, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, 6, generator=generator, dtype=dtype)
+    weight = torch.randn(11, 6, generator=generator, dtype=dtype)
+    target = torch.randint(0, 11, (tokens,), generator=generator)
+    return hidden.requires_grad_(), weight.requires_grad_(), target
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
+@pytest.mark.parametrize("tokens", [1, 4, 5, 13])
+def test_equals_log_softmax(tokens, temperature, monkeypatch):
+    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 4)
+    hidden, weight, target = case(tokens)
+    weights = torch.linspace(-1, 2, tokens, dtype=torch.float64)
+    found, entropy = token_logprobs(hidden, weight, target, temperature)
+    grads = torch.autograd.grad((found * weights).sum(), [hidden, weight])
+    table = torch.log_softmax(hidden @ weight.T / temperature, -1)
+    expected = table.gather(1, target[:, None])[:, 0]
+    expected_grads = torch.autograd.grad((expected * weights).sum(), [hidden, weight])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(entropy, -(table.exp() * table).sum(-1), rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert not entropy.requires_grad
+
+
+def test_bfloat16_reduces_in_float32():
+    """The normaliser of thousands of bfloat16 logits must not be summed in bfloat16."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(8, 16, generator=generator).bfloat16()
+    weight = torch.randn(5000, 16, generator=generator).bfloat16()
+    target = torch.arange(8)
+    found, _ = token_logprobs(hidden, weight, target)
+    logits = torch.nn.functional.linear(hidden, weight).double()
+    expected = torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_head_gets_no_gradient_and_no_tokens_are_fine():
+    hidden, weight, target = case(3)
+    logps, _ = token_logprobs(hidden, weight.detach(), target)
+    logps.sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+    empty, _ = token_logprobs(hidden[:0], weight, target[:0])
+    assert empty.shape == (0,)
