@@ -22,7 +22,9 @@ HEADS, KEY_HEADS, SIZE = 9, 3, 64
 REPEATS = 9
 
 
-def once(attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], rows: int, width: int) -> float:
+def once(
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], rows: int, width: int
+) -> float:
     """Seconds of one forward and backward in bfloat16."""
     shape = {"q": HEADS, "k": KEY_HEADS, "v": KEY_HEADS}
     q, k, v = (

@@ -24,10 +24,23 @@ LAYERS = {
     5: {"api", "verbs", "explain", "cli", "__main__"},
 }
 LEVEL = {room: level for level, rooms in LAYERS.items() for room in rooms}
-TORCH_FREE = ("truing", "truing.groups", "truing.config", "truing.rundir", "truing.errors",
-              "truing.registry", "truing.cli", "truing.objectives", "truing.rewards",
-              "truing.data.readers", "truing.data.formats", "truing.data.splits",
-              "truing.pipeline.graph", "truing.evaluation.summary", "truing.evaluation.report")
+TORCH_FREE = (
+    "truing",
+    "truing.groups",
+    "truing.config",
+    "truing.rundir",
+    "truing.errors",
+    "truing.registry",
+    "truing.cli",
+    "truing.objectives",
+    "truing.rewards",
+    "truing.data.readers",
+    "truing.data.formats",
+    "truing.data.splits",
+    "truing.pipeline.graph",
+    "truing.evaluation.summary",
+    "truing.evaluation.report",
+)
 
 
 def room_of(module: str) -> str:
@@ -78,8 +91,11 @@ def test_imports_point_down_and_siblings_of_level_one_do_not_meet(path):
 
 
 def test_every_room_has_a_level():
-    rooms = {p.stem if p.is_file() else p.name for p in SOURCE.iterdir()
-             if p.suffix == ".py" or (p.is_dir() and any(p.glob("*.py")))}
+    rooms = {
+        p.stem if p.is_file() else p.name
+        for p in SOURCE.iterdir()
+        if p.suffix == ".py" or (p.is_dir() and any(p.glob("*.py")))
+    }
     assert rooms - {"__init__"} == set(LEVEL)
 
 
@@ -116,7 +132,9 @@ def test_nothing_asks_for_a_method_by_name():
             if not isinstance(node, ast.Compare):
                 continue
             compared = {
-                c.value for part in (node.left, *node.comparators) for c in ast.walk(part)
+                c.value
+                for part in (node.left, *node.comparators)
+                for c in ast.walk(part)
                 if isinstance(c, ast.Constant) and isinstance(c.value, str)
             }
             assert not compared & {"sft", "dpo", "ppo", "bradley_terry", "grpo"}, (

@@ -139,17 +139,52 @@ def test_a_verb_trains_and_its_folder_feeds_the_next(truing, tmp_path):
     ok = truing("reward", *common, "--learning-rate", "1e-3", "--output", "rm")
     assert ok.returncode == 0, ok.stderr
     ok = truing(
-        "ppo", *common, "--reward", "rm/bradley_terry", "--output", "ppo", "--num-rollouts", "2",
-        "--rollout-batch-size", "4", "--max-completion-length", "6", "--kl-coef=0.1",
+        "ppo",
+        *common,
+        "--reward",
+        "rm/bradley_terry",
+        "--output",
+        "ppo",
+        "--num-rollouts",
+        "2",
+        "--rollout-batch-size",
+        "4",
+        "--max-completion-length",
+        "6",
+        "--kl-coef=0.1",
     )
     assert ok.returncode == 0, ok.stderr
     assert "report:" in ok.stdout
-    ok = truing("best-of-n", "--model", "ppo/ppo", "--data", data, "--reward", "rm/bradley_terry",
-                "--num-generations", "3", "--max-completion-length", "5", "--output", "bon")
+    ok = truing(
+        "best-of-n",
+        "--model",
+        "ppo/ppo",
+        "--data",
+        data,
+        "--reward",
+        "rm/bradley_terry",
+        "--num-generations",
+        "3",
+        "--max-completion-length",
+        "5",
+        "--output",
+        "bon",
+    )
     assert ok.returncode == 0, ok.stderr
     assert (tmp_path / "bon/best_of_n/samples/best.jsonl").is_file()
-    ok = truing("evaluate", "before=random:llama", "after=ppo/ppo", "--data", data,
-                "--proxy", "rm/bradley_terry", "--max-completion-length", "5", "--output", "ev")
+    ok = truing(
+        "evaluate",
+        "before=random:llama",
+        "after=ppo/ppo",
+        "--data",
+        data,
+        "--proxy",
+        "rm/bradley_terry",
+        "--max-completion-length",
+        "5",
+        "--output",
+        "ev",
+    )
     assert ok.returncode == 0, ok.stderr
     assert "after" in ok.stdout
     one = truing("sample", "hello", "--model", "ppo/ppo", "--max-completion-length", "5")

@@ -137,8 +137,13 @@ def test_log1mexp_has_a_finite_slope_at_both_ends():
 
 @pytest.mark.parametrize(
     ("predictions", "explained"),
-    [([1, 2, 6], 1.0), ([3, 3, 3], 0.0), ([101, 102, 106], 1.0), ([-1, -2, -6], -3.0),
-     ([1, 2, 3], 1 - 3.0 / 7.0)],
+    [
+        ([1, 2, 6], 1.0),
+        ([3, 3, 3], 0.0),
+        ([101, 102, 106], 1.0),
+        ([-1, -2, -6], -3.0),
+        ([1, 2, 3], 1 - 3.0 / 7.0),
+    ],
 )
 def test_explained_variance(predictions, explained):
     seen = ops.explained_variance(t(predictions), t([1, 2, 6])).item()

@@ -75,8 +75,9 @@ class Batch:
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.columns:
             known = COLUMNS[name]
-            raise KeyError(f"this batch has no {name} ({known.meaning}); it comes from "
-                           f"{known.provider}")
+            raise KeyError(
+                f"this batch has no {name} ({known.meaning}); it comes from {known.provider}"
+            )
         return self.columns[name].detach()  # weights and targets never carry a gradient
 
     def __contains__(self, name: str) -> bool:
@@ -119,9 +120,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         tensors = {
-            name: getattr(self, name).to(device)
-            for name in self.__slots__
-            if name != "columns"
+            name: getattr(self, name).to(device) for name in self.__slots__ if name != "columns"
         }
         return Batch(**tensors, columns={k: v.to(device) for k, v in self.columns.items()})
 

@@ -298,8 +298,9 @@ def _run(recipe: Any, where: str, resume: bool, overwrite: bool) -> None:
     console = Console()
     output = run_recipe(recipe, where=where, resume=resume, overwrite=overwrite, console=console)
     summary = Summary.model_validate_json((output / SUMMARY_FILE).read_text(encoding="utf-8"))
-    for table in (stage_table(summary), *([policy_table(summary)] if summary.policies else [])):
-        console.print(table)
+    console.print(stage_table(summary, console.width))
+    if summary.policies:
+        console.print(policy_table(summary, console.width))
     for verdict in summary.verdicts:
         console.print(f"· {verdict}", highlight=False)
     console.print(f"report: {write_report(output)}", soft_wrap=True, highlight=False)
@@ -325,5 +326,3 @@ def main() -> None:
         sys.exit(143)
     except KeyboardInterrupt:
         sys.exit(130)
-
-

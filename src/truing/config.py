@@ -313,9 +313,7 @@ def explain_validation(
     key = ".".join(filter(None, [prefix, *location]))
     if problem["type"] == "extra_forbidden":
         valid = _fields_at(schema, location[:-1])
-        return UsageError(
-            f"unknown key '{key}'", where=where, remedy=suggest(location[-1], valid)
-        )
+        return UsageError(f"unknown key '{key}'", where=where, remedy=suggest(location[-1], valid))
     if problem["type"] == "missing":
         return UsageError(f"'{key}' is missing", where=where, remedy=f"add '{key}'")
     return UsageError(

@@ -1,6 +1,6 @@
 """Pure tensor functions that objectives and credit are written in.
 
-    N tokens, flat · C completions · V vocabulary
+N tokens, flat · C completions · V vocabulary
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def log1mexp(x: Tensor) -> Tensor:
     # torch.where sends 0 · ∞ = NaN back through the branch it did not take: feed that one a safe x
     small = torch.where(near_zero, x, -1.0)
     large = torch.where(near_zero, -1.0, x)
-    return torch.where(
-        near_zero, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large))
-    )
+    return torch.where(near_zero, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
 def explained_variance(predictions: Tensor, targets: Tensor) -> Tensor:

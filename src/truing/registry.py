@@ -20,7 +20,8 @@ T = TypeVar("T")
 def names(package: str) -> dict[str, str]:
     """Plug-in name -> module path, for every file below `package` (folders only group them)."""
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.submodule_search_locations is not None
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
     found: dict[str, str] = {}
     for location in spec.submodule_search_locations:
         root = Path(location)

@@ -170,6 +170,6 @@ def claim_output(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise UsageError(
             "the output folder is not empty",
             where=str(path),
-            remedy="--resume keeps what is done, --overwrite starts over, output=DIR goes elsewhere",
+            remedy="--resume keeps what is done, --overwrite starts over, or choose another output",
         )
     path.mkdir(parents=True, exist_ok=True)

@@ -97,9 +97,7 @@ def test_mask_follows_the_rule_entry_by_entry():
             for k in range(width):
                 group_q, group_k = int(batch.group_RT[r, q]), int(batch.group_RT[r, k])
                 branch_q, branch_k = int(batch.branch_RT[r, q]), int(batch.branch_RT[r, k])
-                sees = (
-                    group_q == group_k >= 0 and k <= q and branch_k in (0, branch_q)
-                ) or q == k
+                sees = (group_q == group_k >= 0 and k <= q and branch_k in (0, branch_q)) or q == k
                 assert bool(mask[r, q, k]) is sees, (r, q, k)
 
 

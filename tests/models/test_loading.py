@@ -128,9 +128,7 @@ def test_a_reward_adapter_on_the_trunk_scores_like_the_folder_it_came_from(tmp_p
     batch = pack(random_groups(seed=6, groups=3, completions=2))
     before = policy(batch, logps=True).logps_N
     scores_C = roles.reward_scores(batch)
-    torch.testing.assert_close(
-        scores_C, trained(batch, scores=True).scores_C, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(scores_C, trained(batch, scores=True).scores_C, rtol=1e-5, atol=1e-5)
     # and scoring leaves the policy as it was: its adapter active, the same tensors learning
     torch.testing.assert_close(policy(batch, logps=True).logps_N, before, rtol=0, atol=0)
     assert {n for n, p in policy.named_parameters() if p.requires_grad} == set(learns)

@@ -63,8 +63,11 @@ def random_batch(
         return scale * torch.randn(size, generator=g, dtype=dtype)
 
     logps_N, values_N = -noise(n, 1.5).abs(), noise(n, 1.0)
-    members = torch.stack([torch.nonzero(group_C == i).flatten()[:2].flip(0) for i in range(groups)]
-                          ) if pairs else torch.zeros(groups, 2, dtype=torch.long)
+    members = (
+        torch.stack([torch.nonzero(group_C == i).flatten()[:2].flip(0) for i in range(groups)])
+        if pairs
+        else torch.zeros(groups, 2, dtype=torch.long)
+    )
     swap_G = torch.randint(0, 2, (groups,), generator=g)
     offered = {
         "chosen_G": members.gather(1, swap_G[:, None]).flatten(),
@@ -88,8 +91,10 @@ def all_columns(batch: Batch, value: float) -> dict[str, Tensor]:
 
     sizes = {"N": len(batch.completion_N), "C": batch.size_C, "G": batch.size_G}
     filled = {name: torch.full((sizes[name[-1]],), value) for name in COLUMNS if name not in batch}
-    return {k: v.new_full(v.shape, -99, dtype=torch.long) if k in INDICES else v
-            for k, v in filled.items()}
+    return {
+        k: v.new_full(v.shape, -99, dtype=torch.long) if k in INDICES else v
+        for k, v in filled.items()
+    }
 
 
 def take(batch: Batch, outputs: Outputs, groups: Sequence[int]) -> tuple[Batch, Outputs]:
@@ -101,8 +106,12 @@ def take(batch: Batch, outputs: Outputs, groups: Sequence[int]) -> tuple[Batch, 
 
     def part(name: str, values: Tensor) -> Tensor:
         if name in INDICES:
-            return torch.stack([starts[i] + torch.nonzero(block == values[groups[i]]).squeeze()
-                                for i, block in enumerate(blocks)])
+            return torch.stack(
+                [
+                    starts[i] + torch.nonzero(block == values[groups[i]]).squeeze()
+                    for i, block in enumerate(blocks)
+                ]
+            )
         return values[{"N": rows_N, "C": rows_C, "G": torch.tensor(groups)}[name[-1]]]
 
     taken = make_batch(

@@ -17,8 +17,11 @@ def judge(chosen, rejected, dtype=torch.float64, **knobs):
     """Pairs laid out as all the chosen, then all the rejected; returns the loss and the scores."""
     pairs = len(chosen)
     batch = make_batch(
-        [1] * (2 * pairs), [*range(pairs)] * 2, dtype,
-        chosen_G=range(pairs), rejected_G=range(pairs, 2 * pairs),
+        [1] * (2 * pairs),
+        [*range(pairs)] * 2,
+        dtype,
+        chosen_G=range(pairs),
+        rejected_G=range(pairs, 2 * pairs),
     )
     scores_C = leaf([*chosen, *rejected], dtype)
     return BradleyTerry(**knobs)(batch, Outputs(scores_C=scores_C)), scores_C
@@ -72,12 +75,14 @@ def test_pairs_are_found_by_their_indices_not_by_their_place():
 
 
 def test_a_constant_per_prompt_changes_nothing_unless_scores_are_centred():
-    shifted = [[r + c for r, c in zip(side, [5, -7, 0.5], strict=True)]
-               for side in (CHOSEN, REJECTED)]
+    shifted = [
+        [r + c for r, c in zip(side, [5, -7, 0.5], strict=True)] for side in (CHOSEN, REJECTED)
+    ]
     free, free_shifted = judge(CHOSEN, REJECTED)[0], judge(*shifted)[0]
     assert free_shifted.total.item() == pytest.approx(free.total.item(), abs=1e-12)
-    tied, tied_shifted = (judge(*scores, center_coefficient=0.01)[0]
-                          for scores in ((CHOSEN, REJECTED), shifted))
+    tied, tied_shifted = (
+        judge(*scores, center_coefficient=0.01)[0] for scores in ((CHOSEN, REJECTED), shifted)
+    )
     assert abs(tied_shifted.total.item() - tied.total.item()) > 0.5
 
 

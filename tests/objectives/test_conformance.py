@@ -67,8 +67,9 @@ def test_micro_batches_add_up(cls):
 @every_objective
 def test_the_order_of_groups_is_irrelevant(cls):
     batch, outputs = random_batch(cls.needs)
-    ordered, shuffled = (judge(cls, *take(batch, outputs, order))
-                         for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1]))
+    ordered, shuffled = (
+        judge(cls, *take(batch, outputs, order)) for order in ([0, 1, 2, 3, 4], [3, 0, 4, 2, 1])
+    )
     same(shuffled[0].total, ordered[0].total, 1e-10)
     for name in HEADS[cls.trains]:
         same(shuffled[1][name].sort().values, ordered[1][name].sort().values, 1e-10)
@@ -114,8 +115,13 @@ def test_the_gradient_is_the_slope(cls, seed):
 def test_finite_where_policy_and_data_are_ten_thousand_nats_apart(cls, lengths, signs):
     far_N = 1e4 * torch.tensor(signs, dtype=torch.float32)
     offered = {name: -far_N if name[-1] == "N" else [0, 1] for name in COLUMNS}
-    offered |= {"chosen_G": [0, 3], "rejected_G": [1, 2], "scores_C": far_N,
-                "label_C": [1, 0, 1, 0], "finished_C": [1, 0, 1, 0]}
+    offered |= {
+        "chosen_G": [0, 3],
+        "rejected_G": [1, 2],
+        "scores_C": far_N,
+        "label_C": [1, 0, 1, 0],
+        "finished_C": [1, 0, 1, 0],
+    }
     batch = make_batch(
         lengths, [0, 0, 1, 1], torch.float32, **{name: offered[name] for name in cls.needs}
     )
@@ -128,8 +134,11 @@ def test_finite_where_policy_and_data_are_ten_thousand_nats_apart(cls, lengths, 
 @pytest.mark.parametrize(("cls", "metric"), STEP_ZERO, ids=str)
 def test_what_is_declared_of_step_zero_holds_before_any_update(cls, metric):
     batch, outputs = random_batch(cls.needs, dtype=torch.float32)
-    untouched = {"sampled_logps_N": outputs.logps_N, "reference_logps_N": outputs.logps_N,
-                 "values_N": outputs.values_N}
+    untouched = {
+        "sampled_logps_N": outputs.logps_N,
+        "reference_logps_N": outputs.logps_N,
+        "values_N": outputs.values_N,
+    }
     batch = batch.with_columns(**{k: v for k, v in untouched.items() if k in cls.needs})
     value, tolerance = cls.step_zero[metric]
     assert abs(combine([cls()(batch, outputs).metrics])[metric] - value) <= tolerance
@@ -146,8 +155,9 @@ def test_what_is_declared_of_step_zero_can_fail(cls, metric):
 def test_no_gradient_flows_into_the_columns(cls):
     batch, outputs = random_batch(cls.needs)
     outputs, _ = live(cls, outputs)
-    columns = {name: v.requires_grad_() for name, v in batch.columns.items()
-               if v.is_floating_point()}
+    columns = {
+        name: v.requires_grad_() for name, v in batch.columns.items() if v.is_floating_point()
+    }
     loss = cls()(batch.with_columns(**columns), outputs)
     loss.total.backward()
     assert [name for name, v in columns.items() if v.grad is not None and v.grad.any()] == []
@@ -157,10 +167,14 @@ def test_no_gradient_flows_into_the_columns(cls):
 def test_what_it_does_not_need_may_be_garbage(cls):
     batch, outputs = random_batch(cls.needs)
     clean, gradients = judge(cls, batch, outputs)
-    garbage = {name: torch.full_like(getattr(outputs, name), math.nan)
-               for name in ("logps_N", "values_N", "scores_C") if name not in HEADS[cls.trains]}
+    garbage = {
+        name: torch.full_like(getattr(outputs, name), math.nan)
+        for name in ("logps_N", "values_N", "scores_C")
+        if name not in HEADS[cls.trains]
+    }
     dirty, dirty_gradients = judge(
-        cls, batch.with_columns(**all_columns(batch, math.nan)),
+        cls,
+        batch.with_columns(**all_columns(batch, math.nan)),
         dataclasses.replace(outputs, **garbage),
     )
     assert combine([dirty.metrics]) == combine([clean.metrics])

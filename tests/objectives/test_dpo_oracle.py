@@ -28,11 +28,17 @@ def spread(totals, lengths, tilt):
 def master(dtype=torch.float64, swap=False, shift=(0, 0, 0), scale=1.0, **knobs):
     """The master vector: log-probs of whole completions, cut into tokens."""
     reference = [r + c for r, c in zip(REF_CHOSEN + REF_REJECTED, [*shift] * 2, strict=True)]
-    policy = [r + scale * (p - r) for p, r in
-              zip(CHOSEN + REJECTED, REF_CHOSEN + REF_REJECTED, strict=True)]
+    policy = [
+        r + scale * (p - r)
+        for p, r in zip(CHOSEN + REJECTED, REF_CHOSEN + REF_REJECTED, strict=True)
+    ]
     sides = ([3, 4, 5], [0, 1, 2]) if swap else ([0, 1, 2], [3, 4, 5])
     batch = make_batch(
-        LENGTHS, [0, 1, 2, 0, 1, 2], dtype, chosen_G=sides[0], rejected_G=sides[1],
+        LENGTHS,
+        [0, 1, 2, 0, 1, 2],
+        dtype,
+        chosen_G=sides[0],
+        rejected_G=sides[1],
         reference_logps_N=spread(reference, LENGTHS, 0.7),
     )
     logps_N = leaf(spread(policy, LENGTHS, -0.3), dtype)
@@ -53,8 +59,9 @@ def test_the_master_vector(dtype):
     assert loss.weight == 3
 
 
-@pytest.mark.parametrize(("drift_w", "drift_l", "row"), [(0, 0, 0), (0.1, -9.9, 1),
-                                                         (-0.9, -20.9, 2)])
+@pytest.mark.parametrize(
+    ("drift_w", "drift_l", "row"), [(0, 0, 0), (0.1, -9.9, 1), (-0.9, -20.9, 2)]
+)
 def test_each_row_of_the_master_vector(drift_w, drift_l, row):
     assert one_pair(drift_w, drift_l, beta=0.1)[0].total.item() == pytest.approx(
         ROWS[row], abs=1e-6
@@ -62,8 +69,13 @@ def test_each_row_of_the_master_vector(drift_w, drift_l, row):
 
 
 def test_an_asymmetric_point_in_plain_math():
-    batch = make_batch([2, 3], [0, 0], chosen_G=[1], rejected_G=[0],
-                       reference_logps_N=[-1.5, -0.25, -2.0, -1.0, -0.5])
+    batch = make_batch(
+        [2, 3],
+        [0, 0],
+        chosen_G=[1],
+        rejected_G=[0],
+        reference_logps_N=[-1.5, -0.25, -2.0, -1.0, -0.5],
+    )
     logps_N = leaf([-1.0, -0.5, -1.25, -1.5, -0.75])
     loss = DPO(beta=0.4)(batch, Outputs(logps_N=logps_N))
     # chosen: −3.5 against −3.5; rejected: −1.5 against −1.75

@@ -18,9 +18,14 @@ from truing.rollouts.credit import GAE
 def rollout(lengths, rewards, values, scores=None, finished=None, dtype=torch.float64):
     """Completions whose tokens earn `rewards`, and a score each (0 by default)."""
     return make_batch(
-        lengths, None, dtype, sampled_logps_N=[-r for r in rewards],
-        reference_logps_N=[0.0] * len(rewards), values_N=values,
-        scores_C=scores or [0.0] * len(lengths), finished_C=finished or [True] * len(lengths),
+        lengths,
+        None,
+        dtype,
+        sampled_logps_N=[-r for r in rewards],
+        reference_logps_N=[0.0] * len(rewards),
+        values_N=values,
+        scores_C=scores or [0.0] * len(lengths),
+        finished_C=finished or [True] * len(lengths),
     )
 
 
@@ -85,8 +90,12 @@ def test_the_sum_over_all_later_surprises():
 
 def test_the_shaped_reward_of_the_torchtune_vector():
     batch = make_batch(
-        [3, 3, 3], scores_C=[1, 2, 3], finished_C=[1, 1, 1], values_N=[0] * 9,
-        sampled_logps_N=[-1.1] * 3 + [-1.2] * 3 + [-1.3] * 3, reference_logps_N=[-1] * 9,
+        [3, 3, 3],
+        scores_C=[1, 2, 3],
+        finished_C=[1, 1, 1],
+        values_N=[0] * 9,
+        sampled_logps_N=[-1.1] * 3 + [-1.2] * 3 + [-1.3] * 3,
+        reference_logps_N=[-1] * 9,
     )
     seen, _ = credit(batch, kl_coef=0.5, gamma=0)  # γ = 0: each return is its own reward
     close(column(seen, "returns_N"), [0.05, 0.05, 1.05, 0.1, 0.1, 2.1, 0.15, 0.15, 3.15])
@@ -98,16 +107,25 @@ def test_the_score_lands_on_the_last_real_token_of_each_length():
 
 
 def test_drifting_away_from_the_reference_costs():
-    batch = make_batch([2], scores_C=[0], finished_C=[1], values_N=[0, 0],
-                       sampled_logps_N=[-0.5, -3.0], reference_logps_N=[-2.5, -2.0])
+    batch = make_batch(
+        [2],
+        scores_C=[0],
+        finished_C=[1],
+        values_N=[0, 0],
+        sampled_logps_N=[-0.5, -3.0],
+        reference_logps_N=[-2.5, -2.0],
+    )
     seen, _ = credit(batch, kl_coef=0.1, gamma=0)
     close(column(seen, "returns_N"), [-0.2, 0.1])
 
 
 def test_completions_do_not_see_each_other():
     together = rollout([2, 1, 3], [1, 2, 4, 8, 16, 32], [0.5, -1, 2, 0.25, 1, 3], [3, -5, 7])
-    alone = [rollout([2], [1, 2], [0.5, -1], [3]), rollout([1], [4], [2], [-5]),
-             rollout([3], [8, 16, 32], [0.25, 1, 3], [7])]
+    alone = [
+        rollout([2], [1, 2], [0.5, -1], [3]),
+        rollout([1], [4], [2], [-5]),
+        rollout([3], [8, 16, 32], [0.25, 1, 3], [7]),
+    ]
     knobs = {"gamma": 0.9, "lam": 0.7}
     seen, apart = credit(together, **knobs)[0], credit(*alone, **knobs)[0]
     assert len(apart) == 3
@@ -119,8 +137,11 @@ def test_completions_do_not_see_each_other():
 def test_whitening_is_over_the_whole_rollout_and_after_the_returns(split):
     raw, values = [3.0, 7.0, 1.0, 2.0, 12.0], [1.0, 0.5, -2.0, 0.0, 4.0]
     rewards = [a + v for a, v in zip(raw, values, strict=True)]
-    batches = ([rollout([1, 1], rewards[:2], values[:2]), rollout([1] * 3, rewards[2:], values[2:])]
-               if split else [rollout([1] * 5, rewards, values)])
+    batches = (
+        [rollout([1, 1], rewards[:2], values[:2]), rollout([1] * 3, rewards[2:], values[2:])]
+        if split
+        else [rollout([1] * 5, rewards, values)]
+    )
     seen, _ = credit(*batches, whiten_advantages=True)
     expected = [(a - 5) / statistics.stdev(raw) for a in raw]
     close(column(seen, "advantages_N"), expected, 1e-8)
@@ -149,10 +170,22 @@ def test_the_missing_stop_token_is_charged_to_those_that_miss_it():
 
 
 def test_metrics_are_means_over_the_completions_of_all_batches():
-    first = make_batch([2, 1], scores_C=[4, 1], finished_C=[1, 1], values_N=[0] * 3,
-                       sampled_logps_N=[-1, -2, -0.5], reference_logps_N=[-2, -2.5, -3])
-    second = make_batch([3], scores_C=[-2], finished_C=[1], values_N=[0] * 3,
-                        sampled_logps_N=[-1, -1, -4], reference_logps_N=[-0.5, -2, -1])
+    first = make_batch(
+        [2, 1],
+        scores_C=[4, 1],
+        finished_C=[1, 1],
+        values_N=[0] * 3,
+        sampled_logps_N=[-1, -2, -0.5],
+        reference_logps_N=[-2, -2.5, -3],
+    )
+    second = make_batch(
+        [3],
+        scores_C=[-2],
+        finished_C=[1],
+        values_N=[0] * 3,
+        sampled_logps_N=[-1, -1, -4],
+        reference_logps_N=[-0.5, -2, -1],
+    )
     metrics = combine([credit(first, second, kl_coef=0.2)[1]])
     drift = (1.5 + 2.5 - 2.5) / 3
     close(metrics["objective/kl"], drift, 1e-6)
@@ -163,8 +196,9 @@ def test_metrics_are_means_over_the_completions_of_all_batches():
     close(metrics["completions/mean_length"], 2, 1e-6)
 
 
-@pytest.mark.parametrize(("values", "explained"), [([3, -1, 4], 1.0), ([0, 0, 0], 0.0),
-                                                   ([-3, 1, -4], -3.0)], ids=str)
+@pytest.mark.parametrize(
+    ("values", "explained"), [([3, -1, 4], 1.0), ([0, 0, 0], 0.0), ([-3, 1, -4], -3.0)], ids=str
+)
 def test_explained_variance_of_the_values(values, explained):
     metrics = combine([credit(rollout([1] * 3, [3, -1, 4], values))[1]])
     close(metrics["val/explained_variance"], explained, 1e-6)
@@ -186,14 +220,22 @@ def test_nothing_else_changes_and_nothing_takes_a_gradient():
 
 
 def test_defaults_are_the_published_ones():
-    assert GAE() == GAE(kl_coef=0.05, gamma=1.0, lam=0.95, whiten_advantages=True,
-                        missing_eos_penalty=None)
+    assert GAE() == GAE(
+        kl_coef=0.05, gamma=1.0, lam=0.95, whiten_advantages=True, missing_eos_penalty=None
+    )
 
 
 @pytest.mark.parametrize(
     "knob",
-    [{"gamma": 1.01}, {"gamma": -0.1}, {"lam": 1.01}, {"lam": -0.1}, {"kl_coef": -1},
-     {"missing_eos_penalty": -1}, {"beta": 1}],
+    [
+        {"gamma": 1.01},
+        {"gamma": -0.1},
+        {"lam": 1.01},
+        {"lam": -0.1},
+        {"kl_coef": -1},
+        {"missing_eos_penalty": -1},
+        {"beta": 1},
+    ],
     ids=str,
 )
 def test_nonsense_is_refused(knob):

@@ -11,14 +11,27 @@ from truing.batch import Outputs, combine
 from truing.objectives.ppo import PPO
 
 
-def step(ratios, advantages, values=None, old_values=None, returns=None, lengths=None,
-         dtype=torch.float64, entropy=None, **knobs):
+def step(
+    ratios,
+    advantages,
+    values=None,
+    old_values=None,
+    returns=None,
+    lengths=None,
+    dtype=torch.float64,
+    entropy=None,
+    **knobs,
+):
     """A loss and its two leaves; where no values are given the value loss is 0."""
     n = len(ratios)
     values = [0.0] * n if values is None else values
     sampled = [-1.0 - 0.25 * i for i in range(n)]
     batch = make_batch(
-        lengths or [n], None, dtype, sampled_logps_N=sampled, advantages_N=advantages,
+        lengths or [n],
+        None,
+        dtype,
+        sampled_logps_N=sampled,
+        advantages_N=advantages,
         returns_N=values if returns is None else returns,
         values_N=values if old_values is None else old_values,
     )
@@ -111,8 +124,9 @@ def test_without_a_value_range_it_is_half_the_squared_error():
 
 
 def test_the_two_losses_add_up_with_their_coefficient():
-    loss, _, _ = step([0.5, 1, 1.8], [1, -1, 2], [1, 0, 0], [0.5, 0, 0], [2, 3, 0],
-                      vf_coef=0.3, lengths=[2, 1])
+    loss, _, _ = step(
+        [0.5, 1, 1.8], [1, -1, 2], [1, 0, 0], [0.5, 0, 0], [2, 3, 0], vf_coef=0.3, lengths=[2, 1]
+    )
     policy, value = -0.5 + 1 - 2.4, 0.845 + 4.5
     assert loss.total.item() == pytest.approx(policy + 0.3 * value, abs=1e-12)
     metrics = combine([loss.metrics])

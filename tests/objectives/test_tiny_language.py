@@ -21,7 +21,7 @@ def exact_gradient(value, logits):
     return torch.autograd.grad(value, logits)[0]
 
 
-def objective_J(logits):  # noqa: N802
+def objective_J(logits):
     logps = tiny.sentence_logps(logits)
     drift = logps - tiny.sentence_logps(tiny.REFERENCE)
     return (logps.exp() * (tiny.REWARDS - BETA * drift)).sum()
@@ -35,8 +35,11 @@ def ppo_gradient(lam, values_S):
     for i, sentence in enumerate(tiny.SENTENCES):
         logps_N = tiny.token_logps(logits)[i]
         batch = make_batch(
-            [len(sentence)], scores_C=tiny.REWARDS[i : i + 1], finished_C=[1],
-            sampled_logps_N=logps_N.detach(), values_N=values_S[[s for s, _ in sentence]],
+            [len(sentence)],
+            scores_C=tiny.REWARDS[i : i + 1],
+            finished_C=[1],
+            sampled_logps_N=logps_N.detach(),
+            values_N=values_S[[s for s, _ in sentence]],
             reference_logps_N=tiny.token_logps(tiny.REFERENCE)[i],
         )
         rule = GAE(kl_coef=BETA, lam=lam, whiten_advantages=False)
@@ -70,8 +73,9 @@ def test_with_an_exact_critic_no_lambda_is_biased(lam):
     logits = tiny.POLICY.clone().requires_grad_()
     truth = exact_gradient(objective_J(logits), logits)
     per_token = []
-    for i, (p, q) in enumerate(zip(tiny.token_logps(tiny.POLICY), tiny.token_logps(tiny.REFERENCE),
-                                   strict=True)):
+    for i, (p, q) in enumerate(
+        zip(tiny.token_logps(tiny.POLICY), tiny.token_logps(tiny.REFERENCE), strict=True)
+    ):
         rewards = -BETA * (p - q)
         rewards[-1] += tiny.REWARDS[i]
         per_token.append(rewards)
@@ -84,8 +88,9 @@ def dpo_loss(policy_logps):
     reference = tiny.sentence_logps(tiny.REFERENCE)
     total = 0.0
     for i, j in PAIRS:
-        batch = make_batch([1, 1], [0, 0], chosen_G=[0], rejected_G=[1],
-                           reference_logps_N=reference[[i, j]])
+        batch = make_batch(
+            [1, 1], [0, 0], chosen_G=[0], rejected_G=[1], reference_logps_N=reference[[i, j]]
+        )
         loss = DPO(beta=BETA)(batch, Outputs(logps_N=policy_logps[[i, j]]))
         label = torch.sigmoid(tiny.REWARDS[i] - tiny.REWARDS[j])
         total = total + 2 * tiny.MU[i] * tiny.MU[j] * label * loss.total
@@ -124,8 +129,10 @@ def test_bradley_terry_stands_still_at_the_true_rewards_and_their_shifts():
 
 def test_k1_and_k3_summed_over_tokens_are_the_sequence_kl():
     probs = tiny.sentence_logps(tiny.POLICY).exp()
-    ours, theirs = torch.cat(tiny.token_logps(tiny.POLICY)), torch.cat(
-        tiny.token_logps(tiny.REFERENCE))
+    ours, theirs = (
+        torch.cat(tiny.token_logps(tiny.POLICY)),
+        torch.cat(tiny.token_logps(tiny.REFERENCE)),
+    )
     segment_N = make_batch(LENGTHS).completion_N
     for estimator in (ops.kl_k1, ops.kl_k3):
         per_sentence = ops.segment_sum(estimator(ours, theirs), segment_N, 15)

@@ -87,8 +87,9 @@ def test_policies_open_with_from_pretrained(tiny_run, stage):
     )["input_ids"]
     assert model(ids).logits.shape[-1] == len(tokenizer)
     first, second = (AutoModelForCausalLM.from_pretrained(tiny_run[1] / s) for s in ("sft", stage))
-    same = all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(),
-                                                 strict=True))
+    same = all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert same is (stage == "sft")
 
 
@@ -119,8 +120,12 @@ def test_resume_reruns_what_changed_and_what_hangs_on_it(tiny_run, root, monkeyp
     shutil.copytree(tiny_run[1], output)
     before = {p.parent.name: p.read_bytes() for p in output.glob("*/run.json")}
     truing.run(
-        "recipes/tiny.yaml", f"output={output}", "stages.dpo.beta=0.3", "stages.dpo.max_steps=2",
-        resume=True, quiet=True,
+        "recipes/tiny.yaml",
+        f"output={output}",
+        "stages.dpo.beta=0.3",
+        "stages.dpo.max_steps=2",
+        resume=True,
+        quiet=True,
     )
     after = {p.parent.name: p.read_bytes() for p in output.glob("*/run.json")}
     changed = {name for name in before if before[name] != after[name]}

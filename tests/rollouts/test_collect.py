@@ -9,8 +9,8 @@ from small_groups import random_groups
 from truing.data.packing import pack
 from truing.errors import NumericsError
 from truing.groups import TokenCompletion, TokenGroup
-from truing.rollouts.collect import Collector, ScoreNormalizer
 from truing.rollouts.best_of_n import best, kl_bound
+from truing.rollouts.collect import Collector, ScoreNormalizer
 from truing.rollouts.credit import GAE
 
 

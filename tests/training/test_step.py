@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_groups import random_groups
 from torch import nn
 
+from small_groups import random_groups
 from truing.batch import Loss, Metric, mean_of
 from truing.config import Lora, Model
 from truing.data.packing import pack
@@ -70,8 +70,11 @@ def test_every_method_keeps_the_step_zero_contract_and_learns(method, lora, dtyp
     """Value at the start, a gradient everywhere, and after a step the weights have moved."""
     stage = built(method, LORAS[lora], dtype)
     before = {n: p.detach().clone() for n, p in stage.step.masters.masters.items()}
-    frozen = {n: p.detach().clone() for n, p in stage.roles.policy.named_parameters()
-              if not p.requires_grad}
+    frozen = {
+        n: p.detach().clone()
+        for n, p in stage.roles.policy.named_parameters()
+        if not p.requires_grad
+    }
     work = list(stage.source)
     for item in work:
         stage.step(item.micro_batches, item.metrics)
@@ -193,8 +196,10 @@ def test_a_wrong_reference_is_refused_before_the_first_update():
 )
 def test_every_training_knob_changes_the_result(knob, value):
     def weights(**knobs):
-        stage = built("sft", warmup_ratio=0.0, **knobs) if knob != "warmup_ratio" else built(
-            "sft", **{"warmup_ratio": 0.0, **knobs}
+        stage = (
+            built("sft", warmup_ratio=0.0, **knobs)
+            if knob != "warmup_ratio"
+            else built("sft", **{"warmup_ratio": 0.0, **knobs})
         )
         for work in stage.source:
             stage.step(work.micro_batches, {})

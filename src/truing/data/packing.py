@@ -14,7 +14,6 @@ from torch import Tensor
 from truing.batch import Batch
 from truing.groups import FinishReason, TokenGroup
 
-
 GROUPS_A_ROW = 2
 """A row is this many times as wide as the longest group. Wider rows are filled better (padding is
 computed too), narrower ones have smaller attention masks."""

@@ -1,6 +1,6 @@
 """A policy on prompts it has not seen: what it writes and how far it went from the reference.
 
-    N predicted tokens · C completions
+N predicted tokens · C completions
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ TOKEN_BUDGET = 2048
 
 
 @torch.no_grad()
-def per_completion(
-    groups: Sequence[TokenGroup], value_C: Callable[[Batch], Tensor]
-) -> list[float]:
+def per_completion(groups: Sequence[TokenGroup], value_C: Callable[[Batch], Tensor]) -> list[float]:
     """One number per completion, in the order of `groups`, computed in packed micro-batches."""
     place = {id(group): index for index, group in enumerate(groups)}
     found: dict[int, list[float]] = {}

@@ -61,7 +61,8 @@ def attend(
 
 def _always_a_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """transformers' boolean mask, never skipped in favour of a kernel's causal flag."""
-    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+    mask: Tensor | None = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+    return mask
 
 
 def register() -> None:

@@ -34,12 +34,17 @@ def hidden_states(trunk: nn.Module, batch: Batch) -> Tensor:
 
 def takes_shared_prompts(config: Any, positions: int) -> bool:
     """Whether full attention is what this model does over so many positions."""
-    windows = [getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)]
+    windows = [
+        getattr(config, "sliding_window", None),
+        getattr(config, "attention_chunk_size", None),
+    ]
     layers = getattr(config, "layer_types", None) or []
     if layers and all(layer == "full_attention" for layer in layers):
         return True
-    if any(layer not in ("full_attention", "sliding_attention", "chunked_attention")
-           for layer in layers):
+    if any(
+        layer not in ("full_attention", "sliding_attention", "chunked_attention")
+        for layer in layers
+    ):
         return False  # state-space and linear-attention layers carry state along the row
     return all(window is None or positions <= window for window in windows)
 

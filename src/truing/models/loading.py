@@ -8,15 +8,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from truing.errors import ModelError, UnsafeFileError
 from truing.models import attention, tiny
@@ -132,7 +137,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
         return tiny.byte_tokenizer()
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return]
+            return AutoTokenizer.from_pretrained(
                 path, revision=revision or "main", trust_remote_code=False
             )
     except (OSError, ValueError, KeyError) as error:

@@ -1,6 +1,6 @@
 """Log-probs of chosen tokens from hidden states, in chunks; full logits are never kept.
 
-    N predicted tokens · V vocabulary · H hidden size
+N predicted tokens · V vocabulary · H hidden size
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
 
 def _chunks(hidden_NH: Tensor, target_N: Tensor) -> Any:
-    return zip(hidden_NH.split(CHUNK_TOKENS), target_N.split(CHUNK_TOKENS), strict=True)
+    return zip(
+        torch.split(hidden_NH, CHUNK_TOKENS), torch.split(target_N, CHUNK_TOKENS), strict=True
+    )
 
 
 def _logits(hidden: Tensor, weight_VH: Tensor, temperature: float) -> Tensor:
@@ -82,5 +84,6 @@ def token_logprobs(
     if hidden_NH.shape[0] == 0:
         empty = hidden_NH.new_zeros(0, dtype=torch.float32)
         return empty, empty
-    logps_N, entropy_N = _ChunkedLogProbs.apply(hidden_NH, weight_VH, target_N, temperature)
+    apply: Any = _ChunkedLogProbs.apply
+    logps_N, entropy_N = apply(hidden_NH, weight_VH, target_N, temperature)
     return logps_N, entropy_N

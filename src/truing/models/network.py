@@ -1,6 +1,6 @@
 """One transformer trunk and what reads it: the language-model head, a reward, a value.
 
-    R packed rows · T positions · N predicted tokens · C completions · H hidden size
+R packed rows · T positions · N predicted tokens · C completions · H hidden size
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -19,6 +20,9 @@ from truing.errors import ModelError
 from truing.models.forward import hidden_states
 from truing.models.heads import ScalarHead
 from truing.models.logprobs import token_logprobs
+
+LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Configuration keys of models that do more to logits than one product; not supported yet."""
 
 OWN_ADAPTER = "default"
 """The adapter that is trained; others (a reward model's) only ever read."""
@@ -59,11 +63,13 @@ class Network(nn.Module):
     @property
     def vocabulary_weight(self) -> Tensor:
         """The [V, H] matrix whose product with a state are the logits."""
-        head = self.base.get_output_embeddings()
-        if not isinstance(head, nn.Linear) or head.bias is not None:
+        head: Any = self.base.get_output_embeddings()
+        config = self.base.config
+        reshaped = [name for name in LOGIT_TRANSFORMS if getattr(config, name, None)]
+        if reshaped or not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
             raise ModelError(
                 "the language-model head is not one matrix",
-                where=self.base.config.model_type,
+                where=", ".join([config.model_type, *reshaped]),
                 remedy="use a model whose logits are hidden · Wᵀ (Llama, Qwen, GPT-2, NeoX, ...)",
             )
         return head.weight

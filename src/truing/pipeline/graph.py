@@ -10,7 +10,6 @@ from truing.config import RESERVED_STAGE_NAMES
 from truing.errors import UsageError, suggest
 
 
-
 def order(parents: Mapping[str, Mapping[str, str]], where: str) -> list[str]:
     """Stage names so that every stage comes after the ones it names; else in recipe order.
 

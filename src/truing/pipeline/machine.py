@@ -47,7 +47,10 @@ def _processor() -> str:
     if not cpuinfo.is_file():
         return platform.processor() or platform.machine()
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    fields: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        fields[key.strip()] = value.strip()
     flags = fields.get("flags", "").split()
     fast = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags][:1]
     return " ".join([fields.get("model name", platform.machine()), *fast])

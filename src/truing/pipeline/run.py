@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -161,11 +160,10 @@ def _progress(console: Console) -> Progress:
 
 def _say_data(context: Context) -> None:
     """One line on what was read, and one for each reason rows were dropped."""
-    counts = {split: len(context.groups("data", split)) for split in ("train", "test")}  # type: ignore[arg-type]
-    first: Any = (context.groups("data", "train") or context.groups("data", "test"))[:1]
-    kind = first[0].type if first else "no"
+    train, test = context.groups("data", "train"), context.groups("data", "test")
+    kind = (train or test)[0].type
     context.say(
-        f"data: {kind} rows, {counts['train']:,} to train on, {counts['test']:,} held out "
+        f"data: {kind} rows, {len(train):,} to train on, {len(test):,} held out "
         f"({context.recipe.data.path})"
     )
     for reason, count in context.dropped.get("data", {}).items():

@@ -87,9 +87,7 @@ class Collector:
         measured = [[self._measured(micro) for micro in part] for part in parts]
         flat = [batch for part in measured for batch in part]
         micros = [micro for part in parts for micro in part]
-        raw = [
-            self.score(batch, micro) for batch, micro in zip(flat, micros, strict=True)
-        ]
+        raw = [self.score(batch, micro) for batch, micro in zip(flat, micros, strict=True)]
         normalized = self.normalize(raw)
         flat = [b.with_columns(scores_C=s) for b, s in zip(flat, normalized, strict=True)]
         credited, metrics = self.credit(flat)
@@ -125,9 +123,7 @@ class Collector:
             reference_logps_N=self.reference_logps(batch),
         )
 
-    def _mismatch(
-        self, batches: list[Batch], micros: list[list[TokenGroup]]
-    ) -> dict[str, Metric]:
+    def _mismatch(self, batches: list[Batch], micros: list[list[TokenGroup]]) -> dict[str, Metric]:
         """How far the sampler's own log-probs are from the trainer's."""
         drawn = [
             logp

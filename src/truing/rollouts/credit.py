@@ -74,7 +74,7 @@ class GAE(Credit):
         ]
         if self.whiten_advantages:
             whole = whiten(torch.cat(advantages))
-            advantages = list(whole.split([batch.size_N for batch in batches]))
+            advantages = list(torch.split(whole, [batch.size_N for batch in batches]))
         credited = [
             batch.with_columns(advantages_N=advantages_N, returns_N=returns_N)
             for batch, advantages_N, returns_N in zip(batches, advantages, returns, strict=True)

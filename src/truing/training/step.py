@@ -55,7 +55,8 @@ class Step:
             self.before_first_update(metrics)
             self.first_metrics = dict(metrics)
         norm = torch.nn.utils.clip_grad_norm_(self.masters.masters.values(), self.max_grad_norm)
-        metrics |= {"grad_norm": float(norm), "learning_rate": self.schedule.get_last_lr()[0]}
+        metrics["grad_norm"] = float(norm)
+        metrics["learning_rate"] = float(self.schedule.get_last_lr()[0])
         self._refuse_non_finite(metrics)
         self.optimizer.step()
         self.schedule.step()

@@ -87,8 +87,11 @@ class EvaluateStage(PipelineStage):
         for number, (label, stage) in enumerate(config.policies.items(), start=1):
             measured[label] = self._measure(context, stage, prompts, reference, proxy)
             tick(number, len(config.policies), {})
-        base = next(m for m, s in zip(measured.values(), config.policies.values(), strict=True)
-                    if s == config.reference)
+        base = next(
+            m
+            for m, s in zip(measured.values(), config.policies.values(), strict=True)
+            if s == config.reference
+        )
         rows = [
             self._row(context, label, stage, measured[label], base)
             for label, stage in config.policies.items()

@@ -19,7 +19,7 @@ from truing.errors import RolloutError
 from truing.groups import Completion, Group
 from truing.pipeline.context import Context, Split, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
-from truing.rewards.base import score
+from truing.rewards.base import Reward, score
 from truing.rollouts.sampler import sample
 from truing.rundir import RunInfo
 from truing.training.build import sampling_settings
@@ -82,7 +82,7 @@ class PreferencesStage(PipelineStage):
         )
         return replace(prompt, completions=completions)
 
-    def _scored(self, annotator: rewards.Reward, group: Group) -> Group:
+    def _scored(self, annotator: Reward, group: Group) -> Group:
         texts = [c.text for c in group.completions]
         scores = score(annotator, [group.prompt.text] * len(texts), texts)
         completions = tuple(
@@ -107,9 +107,7 @@ class PreferencesStage(PipelineStage):
                 certainty += max(prefers_left, 1 - prefers_left)
                 bare = (replace(left, score=None), replace(right, score=None))
                 chosen, rejected = bare if left_wins else bare[::-1]
-                pairs.append(
-                    replace(group, completions=(chosen, rejected), chosen=0, rejected=1)
-                )
+                pairs.append(replace(group, completions=(chosen, rejected), chosen=0, rejected=1))
         if not pairs:
             raise RolloutError(
                 "no two completions could be compared: they are empty or equal",

@@ -12,7 +12,7 @@ from torch import Tensor
 from truing.batch import Batch
 from truing.config import OnPolicy, Sampling
 from truing.data.packing import chosen_only
-from truing.errors import DataError, UsageError
+from truing.errors import DataError
 from truing.evaluation.reward_model import judge_pairs
 from truing.groups import FinishReason, TokenGroup
 from truing.models import saving
