@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from truing.config import Recipe, read_recipe
+from truing.errors import UsageError
 from truing.evaluation.summary import Summary
 from truing.rundir import SUMMARY_FILE
 
@@ -24,6 +25,10 @@ def run(
     """
     from truing.pipeline.run import run_recipe
 
+    if isinstance(recipe, Recipe) and overrides:
+        raise UsageError(
+            "overrides change a recipe's file, this is a Recipe", remedy="change the object itself"
+        )
     where = "recipe" if isinstance(recipe, Recipe) else str(recipe)
     read = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe), list(overrides))
     output = run_recipe(

@@ -15,6 +15,7 @@ from truing.errors import TruingError
 app = App(
     name="truing",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # main() tells SIGINT and SIGTERM apart
     help="Post-training for language models that you can check.",
     help_epilogue="Exit codes: 0 ok, 2 usage, 3 data, 4 model, 5 numerics, 6 resources, "
     "7 rollout or reward, 8 checkpoint, 130 interrupted, 143 terminated.",
@@ -289,11 +290,10 @@ def _train(
 def _run(recipe: Any, where: str, resume: bool, overwrite: bool) -> None:
     from rich.console import Console
 
-    from truing.evaluation.report import write_report
     from truing.evaluation.summary import Summary
     from truing.evaluation.table import policy_table, stage_table
     from truing.pipeline.run import run_recipe
-    from truing.rundir import SUMMARY_FILE
+    from truing.rundir import REPORT_FILE, SUMMARY_FILE
 
     console = Console()
     output = run_recipe(recipe, where=where, resume=resume, overwrite=overwrite, console=console)
@@ -302,8 +302,8 @@ def _run(recipe: Any, where: str, resume: bool, overwrite: bool) -> None:
     if summary.policies:
         console.print(policy_table(summary, console.width))
     for verdict in summary.verdicts:
-        console.print(f"· {verdict}", highlight=False)
-    console.print(f"report: {write_report(output)}", soft_wrap=True, highlight=False)
+        console.print(f"· {verdict}", highlight=False, markup=False)
+    console.print(f"report: {output / REPORT_FILE}", soft_wrap=True, highlight=False)
 
 
 class Terminated(KeyboardInterrupt):

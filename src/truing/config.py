@@ -134,6 +134,11 @@ class Training(Stage):
     """Passes over the data (on-policy: over each rollout)."""
     max_steps: Positive | None = None
     """Stop after this many optimizer steps (null: when the epochs are done)."""
+
+
+class Offline(Training):
+    """Training on rows that are there."""
+
     eval_rows: Annotated[int, Field(ge=0)] = 0
     """Held-out groups on which the objective is measured at the start, halfway, and the end."""
 

@@ -64,7 +64,7 @@ def _objective(name: str) -> str:
     ]
     lines += ["", f"{kind.__name__}: {inspect.getdoc(kind)}", ""]
     lines += _fields(_dataclass_fields(kind))
-    schema: type[config.Section] = config.Training
+    schema: type[config.Section] = config.Offline
     if kind.credit:
         rule = credit.find(kind.credit)
         lines += ["", f"credit rule {kind.credit}: {inspect.getdoc(rule)}", ""]

@@ -101,6 +101,8 @@ class TokenGroup:
     chosen: int | None = None
     rejected: int | None = None
     where: str = ""
+    origin: Group | None = None
+    """The group these ids were made from: its text and columns are what rewards are given."""
 
     @property
     def length(self) -> int:

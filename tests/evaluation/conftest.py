@@ -251,7 +251,7 @@ def make_metrics() -> dict[str, list[dict[str, float]]]:
             row |= {
                 "objective/scores": -0.2 + 1.7 * grown + 0.15 * wobble(i),
                 "objective/kl": 7.2 * grown + 0.4 * abs(wobble(i)),
-                "objective/entropy": 1.8 - 0.6 * grown + 0.05 * wobble(i),
+                "policy/entropy_avg": 1.8 - 0.6 * grown + 0.05 * wobble(i),
                 "completions/mean_length": 28 + 6 * grown + wobble(i),
             }
         ppo.append(row)

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from small_groups import random_groups
+from small_groups import STOP, random_groups
 from truing.data.packing import pack
 from truing.errors import ModelError, UnsafeFileError
 from truing.models import loading, saving, tiny
@@ -92,7 +92,7 @@ def test_a_reward_model_scores_the_same_in_transformers_and_here(tmp_path, archi
     tokenizer.pad_token = tokenizer.eos_token  # the classic bug's precondition
     masters = {n: p.detach() for n, p in network.trainable("reward").items()}
     model = saving.merged(path, masters, None, tmp_path / "adapter")
-    saving.save_scorer(tmp_path, model, head, tokenizer, torch.float32)
+    saving.save_scorer(tmp_path, model, head, tokenizer, STOP, torch.float32)
     batch = pack(random_groups(seed=6, groups=3, completions=1))
     ours = network(batch, scores=True).scores_C
     again = load_reward_network(tmp_path, torch.float32)(batch, scores=True).scores_C
@@ -117,7 +117,9 @@ def test_a_reward_adapter_on_the_trunk_scores_like_the_folder_it_came_from(tmp_p
     )
     masters = {n: p.detach() for n, p in trained.trainable("reward").items()}
     model = saving.merged("random:llama", masters, lora, tmp_path / "adapter")
-    saving.save_scorer(tmp_path, model, trained.score_head, tiny.byte_tokenizer(), torch.float32)
+    saving.save_scorer(
+        tmp_path, model, trained.score_head, tiny.byte_tokenizer(), STOP, torch.float32
+    )
     saving.save_head(tmp_path / "adapter" / saving.SCORE_HEAD_FILE, trained.score_head)
     fresh = LoraConfig(r=4, target_modules="all-linear")
     policy = Network(loading.load_causal("random:llama", torch.float32), lora=fresh)
@@ -146,7 +148,8 @@ def test_compute_precision_is_detected_not_assumed(monkeypatch):
 
 def test_a_tokenizer_without_a_usable_padding_token_is_refused():
     tokenizer = tiny.byte_tokenizer()
-    assert saving.padding_id(tokenizer) == 0
+    assert saving.padding_id(tokenizer, STOP) == 0
+    assert saving.padding_id(tokenizer, stop_id=0) != 0
     bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
     with pytest.raises(ModelError, match="no special token"):
-        saving.padding_id(bare)
+        saving.padding_id(bare, STOP)

@@ -144,7 +144,7 @@ def test_diagnostics_of_the_drift():
     assert metrics["policy/approxkl_avg"] == pytest.approx(squares, abs=1e-6)
     assert metrics["val/ratio"] == pytest.approx(4.8 / 4, abs=1e-6)
     assert metrics["val/ratio_max"] == pytest.approx(1.8, abs=1e-6)
-    assert metrics["objective/entropy"] == pytest.approx(1.5, abs=1e-6)
+    assert metrics["policy/entropy_avg"] == pytest.approx(1.5, abs=1e-6)
 
 
 def test_defaults_are_the_published_ones():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from truing import objectives
-from truing.config import OnPolicy, Training
+from truing.config import Offline, OnPolicy
 from truing.errors import UsageError
 from truing.rollouts import credit
 from truing.training.method import resolve
@@ -50,7 +50,7 @@ def test_no_key_has_two_owners(name):
     kind = objectives.find(name)
     own = set(kind.__dataclass_fields__)
     rule = set(credit.find(kind.credit).__dataclass_fields__) if kind.credit else set()
-    schema = OnPolicy if kind.credit else Training
+    schema = OnPolicy if kind.credit else Offline
     common = {f.alias or n for n, f in schema.model_fields.items()}
     assert not own & rule
     assert not (own | rule) & common

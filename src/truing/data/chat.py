@@ -54,6 +54,7 @@ class ChatTokenizer:
             chosen=group.chosen if with_completions else None,
             rejected=group.rejected if with_completions else None,
             where=group.where,
+            origin=group,
         )
 
     def decode(self, ids: Sequence[int]) -> str:

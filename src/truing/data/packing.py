@@ -151,7 +151,7 @@ def _columns(groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
 
 
 def chosen_only(groups: Iterable[TokenGroup]) -> list[TokenGroup]:
-    """Pairs become demonstrations of their chosen completion; other groups stay as they are."""
+    """Demonstrations: of a pair its chosen completion, of unpaired rows the desirable ones."""
     return [
         group
         if group.chosen is None
@@ -159,4 +159,5 @@ def chosen_only(groups: Iterable[TokenGroup]) -> list[TokenGroup]:
             group, completions=(group.completions[group.chosen],), chosen=None, rejected=None
         )
         for group in groups
+        if group.completions[0].label is not False
     ]

@@ -81,7 +81,7 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
     "objective/scores": (
         Curve("Reward of the completions", "reward (not scaled)", {"objective/scores": ""}),
         Curve("Distance from the reference", "KL (nats/completion)", {"objective/kl": ""}),
-        Curve("Randomness of the policy", "entropy (nats/token)", {"objective/entropy": ""}),
+        Curve("Randomness of the policy", "entropy (nats/token)", {"policy/entropy_avg": ""}),
         Curve("Length of the completions", "length (tokens)", {"completions/mean_length": ""}),
     ),
     "rewards/margins": (

@@ -40,7 +40,7 @@ FIRST_STEP: Mapping[str, Mapping[str, Expected]] = {
     },
     "ppo": {
         "val/ratio": Expected(
-            1.0, 0.0, "1", "Sampler and trainer give every token the same probability."
+            1.0, 0.0, "1", "The trainer measures every token as it did when the rollout was made."
         ),
         "policy/clipfrac_avg": Expected(0.0, 0.0, "0", "Where every ratio is 1, none is clipped."),
     },

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from truing.batch import Batch
+from truing.errors import ModelError
 
 NAME = "truing"
 WRITTEN_OUT_TOKENS = 1024
@@ -29,14 +30,21 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """softmax(q kᵀ · scaling + mask) v, softmax in float32 or better.
 
     Shapes: query [rows, heads, queries, d], key and value [rows, key heads, keys, d], mask
     [rows, 1, queries, keys], True where a query sees a key, or None for causal. Returns
-    [rows, queries, heads, d].
+    [rows, queries, heads, d]. Raises ModelError for soft caps and attention sinks.
     """
+    unknown = [name for name in ("softcap", "s_aux") if more.get(name) is not None]
+    if unknown:
+        raise ModelError(
+            f"its attention has a {unknown[0]}, which ours has not",
+            where=type(module).__name__,
+            remedy="use a model with plain softmax attention (Llama, Qwen, GPT-2, NeoX, ...)",
+        )
     rows, heads, queries, size = query.shape
     key_heads, keys = key.shape[1], key.shape[2]
     if attention_mask is None:

@@ -29,13 +29,17 @@ SCORE_HEAD_FILE, VALUE_HEAD_FILE = "score_head.safetensors", "value_head.safeten
 
 
 def merged(
-    source: str, masters: Mapping[str, Tensor], lora: LoraConfig | None, adapter_to: Path
+    source: str,
+    masters: Mapping[str, Tensor],
+    lora: LoraConfig | None,
+    adapter_to: Path,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """The trained model in float32: the source's weights with the masters in their places.
 
     With `lora` the adapter is first saved to `adapter_to`, then merged.
     """
-    network = Network(loading.load_causal(source, torch.float32), lora=lora)
+    network = Network(loading.load_causal(source, torch.float32, revision), lora=lora)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name in masters:
@@ -61,6 +65,7 @@ def save_scorer(
     model: PreTrainedModel,
     head: ScalarHead,
     tokenizer: PreTrainedTokenizerFast,
+    stop_id: int,
     dtype: torch.dtype,
 ) -> None:
     """The trunk of `model` and `head` as a one-label sequence classifier.
@@ -70,7 +75,7 @@ def save_scorer(
     """
     config = type(model.config).from_dict(model.config.to_dict())
     config.num_labels = 1
-    config.pad_token_id = padding_id(tokenizer)
+    config.pad_token_id = padding_id(tokenizer, stop_id)
     scorer = AutoModelForSequenceClassification.from_config(config)
     prefix = model.base_model_prefix
     setattr(scorer, prefix, getattr(model, prefix))
@@ -82,10 +87,10 @@ def save_scorer(
     tokenizer.save_pretrained(folder)
 
 
-def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
+def padding_id(tokenizer: PreTrainedTokenizerFast, stop_id: int) -> int:
     """A padding id that is not the stop token. Raises ModelError if the tokenizer has none."""
     candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, *tokenizer.all_special_ids]
-    usable = [i for i in candidates if i is not None and i != tokenizer.eos_token_id]
+    usable = [i for i in candidates if i is not None and i != stop_id]
     if not usable:
         raise ModelError(
             "the tokenizer has no special token besides the stop token to pad with",

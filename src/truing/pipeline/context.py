@@ -6,7 +6,7 @@ Data are read and encoded before any weights are loaded, so bad rows are found a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +50,11 @@ class Context:
         return loading.resolve(self.recipe.model.path, self.recipe.model.revision)
 
     @cached_property
+    def data_digest(self) -> str:
+        """Hash of the rows as read, so that an edited file is not taken for the old one."""
+        return fingerprint([[asdict(g) for g in self.groups("data", s)] for s in ("train", "test")])
+
+    @cached_property
     def tokenizer(self) -> ChatTokenizer:
         return ChatTokenizer(loading.load_tokenizer(self.model_path, self.recipe.model.revision))
 
@@ -66,12 +71,11 @@ class Context:
         return RunDirectory(self.output / stage)
 
     def source(self, name: str) -> tuple[str, str | None]:
-        """Where the weights of 'model', of a stage or of a folder are: (path, revision)."""
+        """Where the weights of 'model', of a stage or of any model path are: (path, revision)."""
         if name == "model":
             return self.model_path, self.recipe.model.revision
-        folder = self.run(name).path if name in self.recipe.stages else Path(name)
-        loading.check_folder(folder)
-        return str(folder), None
+        inside = name in self.recipe.stages
+        return loading.resolve(str(self.run(name).path) if inside else name), None
 
     def network(self, name: str) -> Network:
         """A frozen policy, for sampling and measuring."""

@@ -39,5 +39,8 @@ def order(parents: Mapping[str, Mapping[str, str]], where: str) -> list[str]:
 
 
 def _outside(role: str, name: str) -> bool:
-    """Whether a name that is no stage may still be right: a folder, or a reward by name."""
-    return role == "reward" or Path(name, "config.json").is_file()
+    """Whether a name that is no stage may still be right: a model's path, or a reward by name.
+
+    Stage names are identifiers, so a path, a hub id or `random:llama` cannot be mistaken for one.
+    """
+    return role == "reward" or not name.isidentifier() or Path(name, "config.json").is_file()

@@ -19,6 +19,7 @@ from rich.progress import (
 import truing
 from truing.config import Recipe
 from truing.errors import ResourceError, UsageError
+from truing.evaluation.report import write_report
 from truing.pipeline import graph, machine, stages
 from truing.pipeline.context import Context
 from truing.pipeline.stages.base import PipelineStage
@@ -57,6 +58,7 @@ def run_recipe(
         _run_stage(context, planned[name], parents[name], marks[name], label, console)
     summary = summarise(context, planned)
     write_text(output / SUMMARY_FILE, summary.model_dump_json(indent=2) + "\n")
+    write_report(output)
     return output
 
 
@@ -88,6 +90,7 @@ def _mark(
         context.seed(stage.name, stage.config.seed),
         recipe.model.model_dump(),
         recipe.data.model_dump(),
+        context.data_digest,
         {role: marks.get(name, name) for role, name in parents.items()},
     )
 
@@ -138,6 +141,7 @@ def _run_stage(
             ) from error
         raise
     info.status = "completed"
+    info.facts["dropped_rows"] = context.dropped
     info.wall_seconds = round(time.monotonic() - started, 3)
     info.steps, info.tokens, info.model_copies = totals.steps, totals.tokens, totals.model_copies
     info.peak_memory_bytes = machine.peak_memory()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from truing.errors import RolloutError
@@ -24,13 +25,18 @@ class Reward(ABC):
         """Score every completion."""
 
 
-def score(reward: Reward, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+def score(
+    reward: Reward,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+) -> list[float]:
     """The reward's numbers, checked: as many as completions and all finite.
 
     Raises RolloutError otherwise: a failed reward is never a zero.
     """
     name = type(reward).__name__
-    scores = reward(prompts, completions)
+    scores = reward(prompts, completions, **columns)
     if len(scores) != len(completions):
         raise RolloutError(
             f"{len(scores)} scores for {len(completions)} completions",

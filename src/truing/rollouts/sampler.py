@@ -7,7 +7,7 @@ A completion depends on the weights, its prompt and its seed, not on what is dra
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def _as_group(prompt: TokenGroup, rows: list[_Row]) -> TokenGroup:
         )
         for row in rows
     )
-    return TokenGroup(prompt.prompt_ids, completions, where=prompt.where)
+    return replace(prompt, completions=completions, chosen=None, rejected=None)
 
 
 def _draw(

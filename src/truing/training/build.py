@@ -107,7 +107,7 @@ def build(method: Method, inputs: Inputs) -> Built:
         before_first_update=before_first_update,
     )
     heldout = []
-    if training.eval_rows and isinstance(source, Offline):
+    if isinstance(training, config.Offline) and isinstance(source, Offline):
         heldout = source.batches(inputs.heldout[: training.eval_rows])
     return Built(step, source, roles, lora, heldout, device, dtype)
 

@@ -47,7 +47,7 @@ def resolve(name: str, raw: Mapping[str, Any], where: str) -> Method:
             f"{prefix}.method: {error.what}", where=where, remedy=suggest(str(raw["method"]), valid)
         ) from error
     credit_class = credit.find(objective_class.credit) if objective_class.credit else None
-    schema = config.OnPolicy if credit_class else config.Training
+    schema = config.OnPolicy if credit_class else config.Offline
     own = [_field_names(part) for part in (objective_class, credit_class) if part]
     known = {f.alias or n for n, f in schema.model_fields.items()}.union(*own)
     for key in raw:

@@ -98,6 +98,8 @@ class OnPolicy:
         left = self.total_steps
         supply = Loader(self.prompts, self.prompts_per_rollout, self.seed).forever()
         for index in range(self.rollouts):
+            if not left:
+                return
             seed = hash((self.seed, index)) & 0x7FFFFFFF
             rollout = self.collector.collect(next(supply), seed)
             self.on_rollout(index, rollout)

@@ -12,9 +12,9 @@ from truing.groups import TokenGroup
 from truing.models.roles import load_reward_network
 from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
-from truing.rewards.base import score
 from truing.rollouts.best_of_n import best, kl_bound
 from truing.rollouts.sampler import sample
+from truing.rollouts.scoring import score_groups
 from truing.rundir import RunInfo
 from truing.training.build import sampling_settings
 
@@ -33,8 +33,9 @@ class BestOfNStage(PipelineStage):
 
     def check(self, context: Context) -> None:
         """There are prompts to answer, and the reward is known."""
-        context.prompts(self.config.data, "test", self.config.test_prompts)
         context.reward(self.config.reward)
+        if self.config.data == "data":
+            context.prompts("data", "test", self.config.test_prompts)
 
     def run(self, context: Context, info: RunInfo, tick: Tick) -> Totals:
         config = self.config
@@ -77,6 +78,4 @@ class BestOfNStage(PipelineStage):
             return per_completion(
                 groups, lambda batch: network(batch.to(context.device), scores=True).scores_C
             )
-        prompts = [context.readable(g.prompt_ids) for g in groups for _ in g.completions]
-        texts = [context.readable(c.ids) for g in groups for c in g.completions]
-        return score(reward, prompts, texts)
+        return score_groups(reward, groups, context.readable)

@@ -64,7 +64,16 @@ class EvaluateStage(PipelineStage):
         """The gold reward exists, and there are held-out prompts."""
         if self.config.gold is not None:
             rewards.make(self.config.gold)
-        context.prompts(self.config.data, "test", self.config.test_prompts)
+        if self.config.proxy is not None and not isinstance(
+            context.reward(self.config.proxy), Path
+        ):
+            raise UsageError(
+                f"stages.{self.name}.proxy '{self.config.proxy}' is no reward model",
+                where=context.where,
+                remedy="name a bradley_terry stage or its folder; rewards by name go to gold",
+            )
+        if self.config.data == "data":
+            context.prompts("data", "test", self.config.test_prompts)
         for label, stage in self.config.policies.items():
             raw = context.recipe.stages.get(stage, {})
             if raw.get("method") != "best_of_n":

@@ -38,6 +38,8 @@ class PreferencesStage(PipelineStage):
     def check(self, context: Context) -> None:
         """The annotator exists and there are prompts on both sides."""
         rewards.make(self.config.annotator)
+        if self.config.data != "data":
+            return  # prompts that an earlier stage will make
         for split, limit in self._splits():
             context.prompts(self.config.data, split, limit)
 
@@ -84,7 +86,8 @@ class PreferencesStage(PipelineStage):
 
     def _scored(self, annotator: Reward, group: Group) -> Group:
         texts = [c.text for c in group.completions]
-        scores = score(annotator, [group.prompt.text] * len(texts), texts)
+        columns = {name: [value] * len(texts) for name, value in group.columns.items()}
+        scores = score(annotator, [group.prompt.text] * len(texts), texts, columns)
         completions = tuple(
             replace(c, score=s) for c, s in zip(group.completions, scores, strict=True)
         )

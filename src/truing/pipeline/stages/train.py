@@ -19,9 +19,10 @@ from truing.models import saving
 from truing.models.loading import DTYPES
 from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
-from truing.rewards.base import Reward, score
+from truing.rewards.base import Reward
 from truing.rollouts.collect import Rollout, Scorer
 from truing.rollouts.sampler import sample
+from truing.rollouts.scoring import score_groups
 from truing.rundir import RunInfo
 from truing.training.build import Built, Inputs, build, sampling_settings
 from truing.training.loop import measure, train
@@ -50,6 +51,8 @@ class Train(PipelineStage):
     def check(self, context: Context) -> None:
         """The rows are there, of the right type, and train the stop token somewhere."""
         name = self.method.training.data
+        if isinstance(self.method.training, OnPolicy):
+            context.reward(self.method.training.reward)
         if name != "data":
             return  # rows that an earlier stage will make
         groups = context.groups(name, "train")
@@ -109,8 +112,8 @@ class Train(PipelineStage):
         else:
             train_groups = context.encode(context.groups(training.data, "train"))
             heldout = context.encode(context.groups(training.data, "test"))
-        if "chosen_G" not in self.method.objective.needs:
-            train_groups, heldout = chosen_only(train_groups), chosen_only(heldout)
+            if "chosen_G" not in self.method.objective.needs:
+                train_groups, heldout = chosen_only(train_groups), chosen_only(heldout)
         return Inputs(
             source=path,
             revision=revision,
@@ -137,12 +140,7 @@ class Train(PipelineStage):
         reward: Reward = found
 
         def by_text(batch: Batch, groups: Any) -> Tensor:
-            texts = [
-                (context.readable(group.prompt_ids), context.readable(completion.ids))
-                for group in groups
-                for completion in group.completions
-            ]
-            scores = score(reward, [p for p, _ in texts], [c for _, c in texts])
+            scores = score_groups(reward, groups, context.readable)
             return torch.tensor(scores, device=batch.tokens_RT.device)
 
         return None, by_text
@@ -152,6 +150,7 @@ class Train(PipelineStage):
         parent = context.run(reward_run.name).info()
         return (
             parent is not None
+            and reward_run == context.run(reward_run.name).path
             and parent.parents.get("from") == self.method.training.from_
             and (reward_run / saving.ADAPTER_FOLDER).is_dir()
         )
@@ -161,13 +160,13 @@ class Train(PipelineStage):
         folder = context.run(self.name).path
         masters = {n: p.detach().cpu() for n, p in built.step.masters.masters.items()}
         adapter = folder / saving.ADAPTER_FOLDER
-        model = saving.merged(inputs.source, masters, built.lora, adapter)
+        model = saving.merged(inputs.source, masters, built.lora, adapter, inputs.revision)
         tokenizer = context.tokenizer.tokenizer
         dtype = DTYPES[context.recipe.model.save_dtype]
         policy = built.roles.policy
         if self.makes == "reward":
             assert policy.score_head is not None
-            saving.save_scorer(folder, model, policy.score_head, tokenizer, dtype)
+            saving.save_scorer(folder, model, policy.score_head, tokenizer, inputs.stop_id, dtype)
             if built.lora is not None:
                 saving.save_head(adapter / saving.SCORE_HEAD_FILE, policy.score_head)
             return
