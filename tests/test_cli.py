@@ -102,7 +102,9 @@ def test_unknown_method_and_key_in_a_recipe(truing, tmp_path):
 
 
 def test_rows_of_the_wrong_type_for_the_method(truing, tmp_path):
-    path = write(tmp_path / "d.jsonl", [{"prompt": "a", "completion": f"b{i}"} for i in range(9)])
+    path = write(
+        tmp_path / "d.jsonl", [{"prompt": f"a{i}", "completion": f"b{i}"} for i in range(9)]
+    )
     refused(dpo(truing, path), 3, "needs preference rows")
 
 
@@ -208,7 +210,7 @@ def test_explain_and_env(truing):
     card = truing("explain", "dpo")
     assert "log σ" in card.stdout
     assert "beta = 0.1" in card.stdout
-    refused(truing("explain", "dpp"), 2, "did you mean 'dpo'")
+    refused(truing("explain", "vadr"), 2, "did you mean 'vader'")
     assert "torch" in truing("env").stdout
 
 

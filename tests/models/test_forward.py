@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,7 +36,7 @@ def weighted_logps(model, batch, states):
 def test_shared_equals_unshared_in_loss_and_gradient(architecture):
     model = loading.load_causal(f"random:{architecture}", torch.float64)
     oracle = AutoModelForCausalLM.from_config(
-        model.config, attn_implementation="eager", dtype=torch.float64
+        copy.deepcopy(model.config), attn_implementation="eager", dtype=torch.float64
     ).eval()
     oracle.load_state_dict(model.state_dict())
     batch = pack(random_groups(seed=3, groups=7, completions=3))
@@ -139,7 +141,11 @@ def test_sliding_window_model_equals_itself_without_truing():
     config.layer_types = ["full_attention", "sliding_attention"]
     plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
     loading.attention.register()
-    ours = AutoModelForCausalLM.from_config(config, attn_implementation="truing").double().eval()
+    ours = (
+        AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="truing")
+        .double()
+        .eval()
+    )
     ours.load_state_dict(plain.state_dict())
     group = random_groups(seed=2, groups=1, completions=1, longest=30)[0]
     batch = pack([group])

@@ -15,15 +15,14 @@ from truing.models.network import Network
 from truing.rollouts.sampler import SamplingSettings, sample
 
 
-def settings(length=6, temperature=1.0, batch_size=8, stop=STOP):
+def settings(length=6, temperature=0.1, batch_size=8, stop=STOP):
+    """Random weights are nearly uniform: a low temperature gives their choices some shape."""
     return SamplingSettings(length, temperature, batch_size, stop)
 
 
 @pytest.fixture(scope="module", params=list(tiny.ARCHITECTURES))
 def network(request):
     model = loading.load_causal(f"random:{request.param}", torch.float32)
-    with torch.no_grad():  # sharpen: random weights are nearly uniform and would never stop
-        model.get_output_embeddings().weight.mul_(12)
     return Network(model).requires_grad_(False)
 
 
@@ -84,13 +83,12 @@ def test_completions_end_at_the_stop_token_or_are_marked_cut(network):
 
 def test_first_tokens_follow_the_models_distribution():
     network = Network(loading.load_causal("random:llama", torch.float32)).requires_grad_(False)
-    with torch.no_grad():
-        network.vocabulary_weight.mul_(40)
     prompt = TokenGroup((5, 6, 7))
     drawn = sample(network, [prompt] * 40, settings(1, batch_size=400), completions=100, seed=1)
     counts = Counter(c.ids[0] for g in drawn for c in g.completions)
     ids = torch.tensor([prompt.prompt_ids])
-    probs = torch.softmax(network.base(ids).logits[0, -1], -1)
+    probs = torch.softmax(network.base(ids).logits[0, -1] / 0.1, -1)
+    assert 0.02 < probs.max() < 0.9  # neither uniform nor certain
     top = probs.topk(5)
     total = counts.total()
     for token, p in zip(top.indices.tolist(), top.values.tolist(), strict=True):

@@ -82,7 +82,8 @@ def test_every_method_keeps_the_step_zero_contract_and_learns(method, lora, dtyp
     for metric, (value, tolerance) in stage.step.objective.step_zero.items():
         assert abs(stage.step.first_metrics[metric] - value) <= tolerance
     moved = [n for n, p in stage.step.masters.masters.items() if not torch.equal(p, before[n])]
-    assert len(moved) > len(before) / 2
+    # at the first step with a rate, LoRA moves its B only: A has no gradient while B is 0
+    assert len(moved) >= len(before) / 2
     for name, parameter in stage.roles.policy.named_parameters():
         if name in frozen:
             assert torch.equal(parameter, frozen[name]), name

@@ -95,7 +95,8 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
         for number, line in _lines(handle, file.name):
             if line.strip():  # a blank line holds no row
                 where = f"{file.name}:{number}"
-                yield Row(_object(_json(line, file.name, number), where), where)
+                # a line cut short ends here, not at the start of the next one
+                yield Row(_object(_json(line.rstrip(), file.name, number), where), where)
 
 
 def _read_json(file: Path) -> Iterator[Row]:
