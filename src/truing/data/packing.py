@@ -14,9 +14,9 @@ from torch import Tensor
 from truing.batch import Batch
 from truing.groups import FinishReason, TokenGroup
 
-GROUPS_A_ROW = 2
-"""A row is this many times as wide as the longest group. Wider rows are filled better (padding is
-computed too), narrower ones have smaller attention masks."""
+ROW_TOKENS = 192
+"""Short groups share rows of up to this many tokens. Wider rows are filled better (padding is
+computed too), but their attention grows with the square of the width."""
 
 
 def micro_batches(groups: Sequence[TokenGroup], token_budget: int) -> list[list[TokenGroup]]:
@@ -42,7 +42,9 @@ def micro_batches(groups: Sequence[TokenGroup], token_budget: int) -> list[list[
 
 
 def _width(groups: Sequence[TokenGroup]) -> int:
-    return GROUPS_A_ROW * max(group.length for group in groups)
+    """As wide as the longest group; twice that where it is still a short row."""
+    longest = max(group.length for group in groups)
+    return max(longest, min(2 * longest, ROW_TOKENS))
 
 
 def _first_fit(rows: list[int], length: int, width: int) -> int:
@@ -54,7 +56,7 @@ def _first_fit(rows: list[int], length: int, width: int) -> int:
 
 
 def pack(groups: Sequence[TokenGroup]) -> Batch:
-    """One batch of all groups, in their order, in rows twice as wide as the longest group."""
+    """One batch of all groups, in their order, in rows at least as wide as the longest."""
     assert groups, "an empty batch has no shape"
     width = min(_width(groups), sum(group.length for group in groups))
     used: list[int] = []

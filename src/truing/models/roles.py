@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from truing.batch import Batch, Outputs
-from truing.errors import ModelError
+from truing.errors import ModelError, UnsafeFileError
 from truing.models import loading, saving
 from truing.models.heads import ScalarHead
 from truing.models.network import OWN_ADAPTER, Network
@@ -73,10 +73,17 @@ class Roles:
 def attach_reward_adapter(policy: Network, run: Path, dtype: torch.dtype) -> None:
     """Put the reward model of `run` on the policy's trunk, as a second adapter that only reads.
 
-    Right only if that reward model was trained from the very weights of this trunk.
+    Right only if that reward model was trained from the very weights of this trunk. Raises
+    UnsafeFileError if the adapter is not safetensors: peft would fall back to a pickle.
     """
     assert policy.peft is not None
     folder = run / saving.ADAPTER_FOLDER
+    if not (folder / saving.ADAPTER_FILE).is_file():
+        raise UnsafeFileError(
+            f"the adapter has no {saving.ADAPTER_FILE}",
+            where=str(folder),
+            remedy="train the reward model again, or set model.lora to null to load it whole",
+        )
     policy.peft.load_adapter(
         str(folder), REWARD_ADAPTER, is_trainable=False, autocast_adapter_dtype=False
     )

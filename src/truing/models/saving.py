@@ -24,7 +24,7 @@ from truing.models import loading
 from truing.models.heads import ScalarHead
 from truing.models.network import Network
 
-ADAPTER_FOLDER = "adapter"
+ADAPTER_FOLDER, ADAPTER_FILE = "adapter", "adapter_model.safetensors"
 SCORE_HEAD_FILE, VALUE_HEAD_FILE = "score_head.safetensors", "value_head.safetensors"
 
 
