@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -194,6 +195,27 @@ def test_a_verb_trains_and_its_folder_feeds_the_next(truing, tmp_path):
     assert one.returncode == 0, one.stderr
     assert one.stdout == two.stdout
     assert one.stdout.startswith("hello ->")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_so_and_can_be_run_again(truing, tmp_path, number, code):
+    data = write(tmp_path / "d.jsonl", GOOD)
+    flags = ("--model", "random:llama", "--data", data, "--output", "out", "--batch-size", "1")
+    command = ["sft", *flags, "--num-train-epochs", "9999"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "truing", *map(str, command)], cwd=tmp_path, stdout=subprocess.PIPE
+    )
+    metrics = tmp_path / "out/sft/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    process.stdout.close()
+    assert json.loads((tmp_path / "out/sft/run.json").read_text())["status"] == "failed"
+    again = truing("sft", *flags, "--num-train-epochs", "1", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "out/sft/run.json").read_text())["status"] == "completed"
 
 
 def test_data_inspect_shows_type_counts_and_mask(truing, tmp_path):
