@@ -42,7 +42,12 @@ def run_recipe(
     names = graph.order(parents, where)
     _check_kinds(planned, parents, where)
     output = Path(recipe.output)
-    context = Context(recipe, output, where, say=lambda text: console.print(text, highlight=False))
+    context = Context(
+        recipe,
+        output,
+        where,
+        say=lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False),
+    )
     for stage in planned.values():
         stage.check(context)
     claim_output(output, resume=resume, overwrite=overwrite)
