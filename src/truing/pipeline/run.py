@@ -128,10 +128,7 @@ def _run_stage(
 
             def tick(done: int, total: int, metrics: Mapping[str, float]) -> None:
                 note = "  ".join(f"{k} {metrics[k]:.3f}" for k in SHOWN if k in metrics)
-                if note or done == total:
-                    progress.update(task, completed=done, total=total, note=note)
-                else:
-                    progress.update(task, completed=done, total=total)
+                progress.update(task, completed=done, total=total, note=note)
 
             totals = stage.run(context, info, tick)
     except BaseException as error:  # whatever it was, run.json says so before it goes on

@@ -49,13 +49,15 @@ class Train(PipelineStage):
         return self.method.knobs
 
     def check(self, context: Context) -> None:
-        """The rows are there, of the right type, and train the stop token somewhere."""
-        name = self.method.training.data
+        """The reward is known and the rows are usable; a stage's rows are checked once made."""
         if isinstance(self.method.training, OnPolicy):
             context.reward(self.method.training.reward)
-        if name != "data":
-            return  # rows that an earlier stage will make
-        groups = context.groups(name, "train")
+        if self.method.training.data == "data":
+            self._check_rows(context)
+
+    def _check_rows(self, context: Context) -> None:
+        """The rows are there, of the right type, and train the stop token somewhere."""
+        groups = context.groups(self.method.training.data, "train")
         if not groups:
             raise DataError("no rows to train on", where=context.where, remedy="check data.path")
         kind = groups[0].type
@@ -83,6 +85,7 @@ class Train(PipelineStage):
                 )
 
     def run(self, context: Context, info: RunInfo, tick: Tick) -> Totals:
+        self._check_rows(context)
         inputs = self._inputs(context)
         built = build(self.method, inputs)
         step = built.step
