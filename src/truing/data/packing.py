@@ -28,7 +28,7 @@ def micro_batches(groups: Sequence[TokenGroup], token_budget: int) -> list[list[
     parts: list[list[TokenGroup]] = []
     rows: list[int] = []
     for group in sorted(groups, key=lambda g: g.length, reverse=True):
-        width = _width(parts[-1]) if parts else 0
+        width = _width(parts[-1], token_budget) if parts else 0
         row = _first_fit(rows, group.length, width)
         opens_row = row == len(rows)
         if not parts or (opens_row and (len(rows) + 1) * width > token_budget):
@@ -41,10 +41,10 @@ def micro_batches(groups: Sequence[TokenGroup], token_budget: int) -> list[list[
     return parts
 
 
-def _width(groups: Sequence[TokenGroup]) -> int:
+def _width(groups: Sequence[TokenGroup], at_most: int) -> int:
     """As wide as the longest group; twice that where it is still a short row."""
     longest = max(group.length for group in groups)
-    return max(longest, min(2 * longest, ROW_TOKENS))
+    return max(longest, min(2 * longest, ROW_TOKENS, at_most))
 
 
 def _first_fit(rows: list[int], length: int, width: int) -> int:
@@ -58,7 +58,7 @@ def _first_fit(rows: list[int], length: int, width: int) -> int:
 def pack(groups: Sequence[TokenGroup]) -> Batch:
     """One batch of all groups, in their order, in rows at least as wide as the longest."""
     assert groups, "an empty batch has no shape"
-    width = min(_width(groups), sum(group.length for group in groups))
+    width = _width(groups, at_most=sum(group.length for group in groups))
     used: list[int] = []
     layout = _Layout()
     for index, group in enumerate(groups):
