@@ -42,9 +42,13 @@ def micro_batches(groups: Sequence[TokenGroup], token_budget: int) -> list[list[
 
 
 def _width(groups: Sequence[TokenGroup], at_most: int) -> int:
-    """As wide as the longest group; twice that where it is still a short row."""
+    """As wide as the longest group; twice that where it is still a short row.
+
+    Nothing in between: a row with room for one and a half groups is a third padding.
+    """
     longest = max(group.length for group in groups)
-    return max(longest, min(2 * longest, ROW_TOKENS, at_most))
+    wide = 2 * longest if 2 * longest <= ROW_TOKENS else longest
+    return max(longest, min(wide, at_most))
 
 
 def _first_fit(rows: list[int], length: int, width: int) -> int:

@@ -18,7 +18,7 @@ from truing.batch import Batch
 from truing.errors import ModelError
 
 NAME = "truing"
-WRITTEN_OUT_TOKENS = 1024
+WRITTEN_OUT_TOKENS = 256
 """Up to this many keys, on a CPU, two matmuls and a softmax beat the fused kernel's backward
 (measured in bench/attention.py); beyond, the fused kernel saves the T² memory."""
 
