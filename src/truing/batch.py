@@ -3,9 +3,9 @@
 Index letters, used as name suffixes everywhere:
 
     R packed rows · T positions of a row · N predicted (completion) tokens of the batch, flat ·
-    C completions · G groups · V vocabulary · H hidden size
+    C completions · G groups · S labelled reasoning steps · V vocabulary · H hidden size
 
-Nothing over N, C or G is padded: a masked slot cannot leak into a mean that has no masked slots.
+A column without a letter is one number for the whole optimizer step. Nothing over N, C or G is padded: a masked slot cannot leak into a mean that has no masked slots.
 """
 
 from __future__ import annotations
@@ -30,7 +30,18 @@ class Column:
 COLUMNS: Mapping[str, Column] = {
     "chosen_G": Column("completion index (into C) of the preferred one", "index", "pairs"),
     "rejected_G": Column("completion index (into C) of the other one", "index", "pairs"),
+    "margin_G": Column("by how much the chosen one is better", "reward", "the rows' `margin`"),
+    "probability_G": Column(
+        "probability that chosen is better than rejected", "0 to 1", "the rows' `probability`"
+    ),
     "label_C": Column("verdict: 1 desirable, 0 not", "bool", "unpaired rows"),
+    "mismatched_C": Column(
+        "1 for another row's completion, there only to estimate KL", "bool", "the loader"
+    ),
+    "step_end_S": Column(
+        "flat index (into R*T) of the last token of each labelled step", "index", "stepwise rows"
+    ),
+    "step_label_S": Column("1 if that step is right", "bool", "stepwise rows"),
     "finished_C": Column("1 if the completion ends with the stop token", "bool", "packing"),
     "sampled_logps_N": Column(
         "log-prob of each token under the policy that sampled it", "nats", "rollouts"
@@ -39,11 +50,28 @@ COLUMNS: Mapping[str, Column] = {
         "log-prob of each token under the frozen reference", "nats", "the step, or rollouts"
     ),
     "scores_C": Column("reward of each completion, as the reward gave it", "reward", "rollouts"),
+    "baseline_C": Column(
+        "score of the greedy completion of the same prompt", "reward", "rollouts"
+    ),
     "values_N": Column("value of the state before each token, at sampling", "reward", "rollouts"),
     "advantages_N": Column("advantage of each token, detached", "reward", "credit"),
     "returns_N": Column("target of the value head, detached", "reward", "credit"),
+    "demonstration_C": Column(
+        "1 for a demonstration that stands beside the rollout", "bool", "rollouts with ptx_coef"
+    ),
+    "kl_baseline": Column("mean log-ratio of mismatched completions", "nats", "prepare"),
+    "reward_shift": Column("running mean of the implicit reward", "reward", "prepare"),
+    "step_beta": Column("β of this step", "1 / nats", "prepare"),
+    "kept_G": Column("1 for the pairs this step learns from", "bool", "prepare"),
+    "chosen_rival_G": Column("what the chosen side is compared with", "nats", "prepare"),
+    "rejected_rival_G": Column("what the rejected side is compared with", "nats", "prepare"),
+    "part_weights": Column("units of each part of a mixture, over the step", "count", "prepare"),
+    "demonstration_scale": Column(
+        "rollout tokens per demonstration token of the step", "ratio", "prepare"
+    ),
 }
-"""Every column a batch may carry: the suffix gives its shape, `provider` who fills it in."""
+"""Every column a batch may carry: the suffix gives its shape, `provider` who fills it in.
+`prepare` is the objective's own look at the whole step before its first gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +145,30 @@ class Batch:
                 raise KeyError(f"'{name}' is not in the table of columns of truing.batch")
         return replace(self, columns={**self.columns, **columns})
 
+    def keep(self, kept_C: Tensor) -> Batch:
+        """Without the completions where `kept_C` is false: they are not predicted any more.
+
+        They stay in the rows (and cost what they cost there). Columns over C and N follow;
+        indices into C (pairs) cannot, so a batch with a choice is refused with KeyError.
+        """
+        if "chosen_G" in self:
+            raise KeyError("a batch of pairs cannot lose completions")
+        kept_N = kept_C[self.completion_N]
+        new_C = torch.cumsum(kept_C, 0) - 1
+        follow = {"C": kept_C, "N": kept_N}
+        columns = {
+            name: values[follow[name[-1]]] if name[-2:] in ("_C", "_N") else values
+            for name, values in self.columns.items()
+        }
+        return replace(
+            self,
+            source_N=self.source_N[kept_N],
+            target_N=self.target_N[kept_N],
+            completion_N=new_C[self.completion_N[kept_N]],
+            group_C=self.group_C[kept_C],
+            columns=columns,
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         tensors = {
@@ -137,6 +189,10 @@ class Outputs:
     """Value head at the state before each token, float32."""
     scores_C: Tensor | None = None
     """Reward head at the last real token of each completion, float32."""
+    scores_S: Tensor | None = None
+    """Reward head at the last token of each labelled step, float32."""
+    collision_N: Tensor | None = None
+    """log Σ_v π(v)² of each predicting distribution, float32, no gradient."""
 
 
 class Metric(NamedTuple):

@@ -22,8 +22,8 @@ from truing.errors import CheckpointError
 from truing.evaluation import plots, report
 from truing.evaluation import summary as schema
 from truing.evaluation.summary import Summary
-from truing.objectives.dpo import DPO
-from truing.objectives.ppo import PPO
+from truing.objectives.pairwise.dpo import DPO
+from truing.objectives.policy_gradient.ppo import PPO
 
 Metrics = dict[str, list[dict[str, float]]]
 

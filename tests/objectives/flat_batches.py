@@ -89,8 +89,12 @@ def all_columns(batch: Batch, value: float) -> dict[str, Tensor]:
     """Every column the batch does not have, filled with `value`, or with an index out of range."""
     from truing.batch import COLUMNS
 
-    sizes = {"N": len(batch.completion_N), "C": batch.size_C, "G": batch.size_G}
-    filled = {name: torch.full((sizes[name[-1]],), value) for name in COLUMNS if name not in batch}
+    sizes = {"N": len(batch.completion_N), "C": batch.size_C, "G": batch.size_G, "S": 2}
+    filled = {
+        name: torch.full((sizes[name[-1]],) if name[-2:-1] == "_" else (), value)
+        for name in COLUMNS
+        if name not in batch
+    }
     return {
         k: v.new_full(v.shape, -99, dtype=torch.long) if k in INDICES else v
         for k, v in filled.items()

@@ -7,7 +7,7 @@ import torch
 from flat_batches import leaf, make_batch
 
 from truing.batch import Outputs, combine
-from truing.objectives.bradley_terry import BradleyTerry
+from truing.objectives.reward.bradley_terry import BradleyTerry
 
 CHOSEN, REJECTED = [2.0, 0.5, -1.0], [1.0, 1.0, -1.0]
 ROWS = [0.313262, 0.974077, 0.693147]

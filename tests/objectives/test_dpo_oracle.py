@@ -8,7 +8,7 @@ from flat_batches import leaf, make_batch
 from pydantic import ValidationError
 
 from truing.batch import Outputs, combine
-from truing.objectives.dpo import DPO
+from truing.objectives.pairwise.dpo import DPO
 
 CHOSEN, REJECTED = [-0.5, -10.0, -1.0], [-0.1, -30.0, -21.0]
 REF_CHOSEN, REF_REJECTED = [-0.5, -10.1, -0.1], [-0.1, -20.1, -0.1]

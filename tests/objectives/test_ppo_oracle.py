@@ -8,7 +8,7 @@ from flat_batches import leaf, make_batch
 from pydantic import ValidationError
 
 from truing.batch import Outputs, combine
-from truing.objectives.ppo import PPO
+from truing.objectives.policy_gradient.ppo import PPO
 
 
 def step(

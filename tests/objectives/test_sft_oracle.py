@@ -5,7 +5,7 @@ import torch
 from flat_batches import leaf, make_batch
 
 from truing.batch import Outputs, combine
-from truing.objectives.sft import SFT
+from truing.objectives.supervised.sft import SFT
 
 
 def test_a_token_of_a_long_completion_counts_as_much_as_one_of_a_short_one():

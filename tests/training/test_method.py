@@ -59,7 +59,7 @@ def test_no_key_has_two_owners(name):
 def test_an_objective_from_outside_is_named_by_module_and_class(tmp_path, monkeypatch):
     (tmp_path / "outside_objective.py").write_text(
         "from pydantic.dataclasses import dataclass\n"
-        "from truing.objectives.sft import SFT\n"
+        "from truing.objectives.supervised.sft import SFT\n"
         "@dataclass(frozen=True)\n"
         "class Mine(SFT):\n    strength: float = 2.0\n"
     )

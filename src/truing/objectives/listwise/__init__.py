@@ -1,0 +1,1 @@
+"""Several scored answers to one prompt."""

@@ -1,0 +1,1 @@
+"""A chosen and a rejected answer to one prompt."""

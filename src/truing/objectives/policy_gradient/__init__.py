@@ -1,0 +1,1 @@
+"""The policy's own answers, with an advantage for each token."""

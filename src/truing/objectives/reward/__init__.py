@@ -1,0 +1,1 @@
+"""Models that score an answer or its steps."""
