@@ -157,6 +157,12 @@ class OnPolicy(Training, Sampling):
     score_normalization: Literal["reference", "none"] = "reference"
     """reference: scores are shifted and scaled to mean 0 and deviation 1 over the first rollout,
     which the reference itself drew (Ziegler et al.). none: as the reward gave them."""
+    dynamic_sampling: bool = False
+    """Draw further prompts in place of those whose completions all score the same (DAPO)."""
+    dynamic_rounds: Positive = 4
+    """With dynamic_sampling, how often further prompts are drawn before going on with fewer."""
+    demonstrations_per_step: Positive = 8
+    """Demonstrations of the same data beside each step, where ptx_coef asks for them."""
 
 
 class Preferences(Stage, Sampling):
@@ -295,8 +301,8 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
             raise UsageError(
                 f"stages.{name} has no method",
                 where=where,
-                remedy="add method: sft, bradley_terry, dpo, ppo, preferences, best_of_n "
-                "or evaluate",
+                remedy="add method: sft, bradley_terry, dpo, ppo, grpo, ... (`truing explain` "
+                "lists them), preferences, best_of_n or evaluate",
             )
     return recipe
 

@@ -101,6 +101,8 @@ class TokenGroup:
     chosen: int | None = None
     rejected: int | None = None
     where: str = ""
+    baseline: float | None = None
+    """Score of the greedy completion of the same prompt, where a credit rule wants it."""
     origin: Group | None = None
     """The group these ids were made from: its text and columns are what rewards are given."""
 

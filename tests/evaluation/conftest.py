@@ -180,6 +180,10 @@ def make_summary() -> Summary:
             "dpo": {"loss": 0.6931471824645996, "rewards/margins": 0.0, "logps/chosen": -52.31},
             "ppo": {"val/ratio": 1.0, "policy/clipfrac_avg": 0.0, "loss/value_avg": 0.4127},
         },
+        first_step_expected={
+            "dpo": {"loss": (0.6931471805599453, 1e-5), "rewards/margins": (0.0, 1e-5)},
+            "ppo": {"val/ratio": (1.0, 0.0), "policy/clipfrac_avg": (0.0, 0.0)},
+        },
         verdicts=[
             "PPO raised the gold reward over sft by 0.222 [0.186, 0.258] at 6.84 nats of KL.",
             "DPO raised it by 0.155 [0.121, 0.189] at 4.02 nats, with longer completions.",

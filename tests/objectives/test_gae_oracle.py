@@ -12,7 +12,7 @@ from flat_batches import make_batch
 from pydantic import ValidationError
 
 from truing.batch import combine
-from truing.rollouts.credit import GAE
+from truing.rollouts.credit.gae import GAE
 
 
 def rollout(lengths, rewards, values, scores=None, finished=None, dtype=torch.float64):

@@ -10,7 +10,7 @@ from truing.batch import Outputs
 from truing.objectives.reward.bradley_terry import BradleyTerry
 from truing.objectives.pairwise.dpo import DPO
 from truing.objectives.policy_gradient.ppo import PPO
-from truing.rollouts.credit import GAE
+from truing.rollouts.credit.gae import GAE
 
 BETA, LENGTHS = tiny.BETA, tiny.LENGTHS
 KL, KL_FORWARD = 0.7548075912, 0.9282072273

@@ -11,7 +11,7 @@ from truing.errors import NumericsError
 from truing.groups import TokenCompletion, TokenGroup
 from truing.rollouts.best_of_n import best, kl_bound
 from truing.rollouts.collect import Collector, ScoreNormalizer
-from truing.rollouts.credit import GAE
+from truing.rollouts.credit.gae import GAE
 
 
 def collector(**changes):

@@ -31,21 +31,16 @@ class Expected(NamedTuple):
     why: str
 
 
-FIRST_STEP: Mapping[str, Mapping[str, Expected]] = {
-    "dpo": {
-        "loss": Expected(
-            log(2), 1e-5, "ln 2", "The policy is still the reference: every pair is undecided."
-        ),
-        "rewards/margins": Expected(0.0, 1e-5, "0", "No side of a pair is rewarded yet."),
-    },
-    "ppo": {
-        "val/ratio": Expected(
-            1.0, 0.0, "1", "The trainer measures every token as it did when the rollout was made."
-        ),
-        "policy/clipfrac_avg": Expected(0.0, 0.0, "0", "Where every ratio is 1, none is clipped."),
-    },
+SYMBOLS = {log(2): "ln 2", 2 * log(2): "2 ln 2"}
+WHY: Mapping[str, str] = {
+    "loss": "The policy is still the reference, so the loss is a constant of the method.",
+    "rewards/margins": "No side of a pair is rewarded yet.",
+    "val/ratio": "The trainer measures every token as it did when the rollout was made.",
+    "policy/clipfrac_avg": "Where every ratio is 1, none is clipped.",
+    "clip_ratio/region_mean": "Where every ratio is 1, none is clipped.",
+    "objective/kl": "The first rollout is drawn by the reference itself.",
 }
-"""Method -> metric -> what it must be. The objectives' `step_zero`, in words; a test compares."""
+"""Why a metric is known before the first update; what it must be, the objectives declare."""
 
 
 class Check(NamedTuple):
@@ -169,10 +164,14 @@ def _training(summary: Summary, metrics: Mapping[str, plots.Metrics]) -> dict[st
 
 def _checks(summary: Summary) -> list[Check]:
     """What was measured before the first update and is known in advance."""
-    methods = {stage.name: stage.method for stage in summary.stages}
     return [
-        Check(stage, metric, expected, found[metric])
-        for stage, found in summary.first_step.items()
-        for metric, expected in FIRST_STEP.get(methods.get(stage, ""), {}).items()
-        if metric in found
+        Check(stage, metric, _expected(metric, *known), summary.first_step[stage][metric])
+        for stage, declared in summary.first_step_expected.items()
+        for metric, known in declared.items()
+        if metric in summary.first_step.get(stage, {})
     ]
+
+
+def _expected(metric: str, value: float, tolerance: float) -> Expected:
+    symbol = next((s for number, s in SYMBOLS.items() if abs(value - number) < 1e-9), f"{value:g}")
+    return Expected(value, tolerance, symbol, WHY.get(metric, ""))

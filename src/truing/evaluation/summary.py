@@ -116,6 +116,8 @@ class Summary(Part):
     reward_models: list[RewardModelResult] = Field(default_factory=list)
     first_step: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Stage -> metrics before its first update (DPO: loss = ln 2; PPO: ratio = 1)."""
+    first_step_expected: dict[str, dict[str, tuple[float, float]]] = Field(default_factory=dict)
+    """Stage -> metric -> (value, tolerance) that its objective declared for them."""
     verdicts: list[str] = Field(default_factory=list)
     """What the numbers say, in sentences: which policies raised the gold reward, which did not."""
     samples: list[Sample] = Field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 from torch import Tensor
@@ -52,6 +52,8 @@ class Objective(ABC):
     """Those of its columns that its own `prepare` adds."""
     credit: ClassVar[str | None] = None
     """For on-policy objectives: the rule of rollouts/credit that turns rewards into advantages."""
+    credit_defaults: ClassVar[Mapping[str, Any]] = {}
+    """What this method's paper sets in the credit rule; a recipe's own keys win."""
     moves_reference: ClassVar[bool] = False
     """Whether the reference follows the policy (then it has `mixup_alpha` and `sync_steps`)."""
     step_zero: ClassVar[Mapping[str, tuple[float, float]]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 import json
 import time
 from collections.abc import Mapping
@@ -36,9 +37,6 @@ def summarise(context: Context, planned: Mapping[str, PipelineStage]) -> Summary
         labels = {stage_: label for label, stage_ in stage.config.policies.items()}
         reference = labels[stage.config.reference]
     reward_models = _reward_models(infos)
-    first_step = {
-        name: info.facts["first_step"] for name, info in infos.items() if "first_step" in info.facts
-    }
     return Summary(
         name=context.recipe.name,
         seed=context.recipe.seed,
@@ -50,10 +48,16 @@ def summarise(context: Context, planned: Mapping[str, PipelineStage]) -> Summary
         policies=policies,
         stages=[_stage(info) for info in infos.values()],
         reward_models=reward_models,
-        first_step=first_step,
+        first_step=_facts(infos, "first_step"),
+        first_step_expected=_facts(infos, "first_step_expected"),
         verdicts=verdicts(policies, reference, reward_models),
         samples=samples,
     )
+
+
+def _facts(infos: dict[str, RunInfo], name: str) -> dict[str, Any]:
+    """What the stages noted under this name."""
+    return {stage: info.facts[name] for stage, info in infos.items() if name in info.facts}
 
 
 def _stage(info: RunInfo) -> StageResult:

@@ -1,6 +1,6 @@
 """One rollout: prompts in, credited minibatches out.
 
-    sample -> pack -> policy log-probs and values -> reference log-probs -> scores -> credit
+    sample -> score (-> sample more) -> pack -> log-probs and values, reference -> credit
 
 Policy numbers come from the trainer's own forward pass on the very micro-batches that are
 trained on, not from the sampler, so the first ratio of every rollout is exactly 1.
@@ -9,7 +9,7 @@ trained on, not from the sampler, so the first ratio of every rollout is exactly
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from truing.batch import Batch, Metric, combine, extreme_of, mean_of
 from truing.data.packing import micro_batches, pack
-from truing.errors import NumericsError
+from truing.errors import NumericsError, RolloutError
 from truing.groups import TokenGroup
 from truing.rollouts.credit import Credit
 
@@ -48,9 +48,7 @@ class ScoreNormalizer:
     fitted: bool = False
 
     def __call__(self, scores: list[Tensor]) -> list[Tensor]:
-        if not self.enabled:
-            return scores
-        if not self.fitted:
+        if self.enabled and not self.fitted:
             whole = torch.cat(scores)
             self.mean, self.deviation = float(whole.mean()), float(whole.std())
             self.fitted = True
@@ -61,7 +59,11 @@ class ScoreNormalizer:
                     where="score_normalization: reference",
                     remedy="check the reward model: a constant reward teaches nothing",
                 )
-        return [(score_C - self.mean) / self.deviation for score_C in scores]
+        return [self.apply(score_C) for score_C in scores]
+
+    def apply(self, score_C: Tensor) -> Tensor:
+        """The same shift and scale for other scores of this reward (a greedy baseline's)."""
+        return (score_C - self.mean) / self.deviation if self.enabled else score_C
 
 
 @dataclass(slots=True)
@@ -79,29 +81,89 @@ class Collector:
     batch_size: int
     micro_batch_tokens: int
     device: torch.device
+    draw_greedy: Callable[[Sequence[TokenGroup]], list[TokenGroup]] | None = None
+    """Prompts -> groups with the one greedy completion, for rules that want it as a baseline."""
+    dynamic_rounds: int = 0
+    """How often prompts are drawn again in place of groups whose scores are all equal."""
+    demonstrations: Iterator[list[TokenGroup]] | None = None
+    """Demonstrations to stand beside each minibatch, for objectives that mix them in."""
 
-    def collect(self, prompts: Sequence[TokenGroup], seed: int) -> Rollout:
-        """Draw, measure, score and credit one rollout."""
-        groups = self.draw(prompts, seed)
+    def collect(
+        self,
+        prompts: Sequence[TokenGroup],
+        seed: int,
+        more: Callable[[], Sequence[TokenGroup]] | None = None,
+    ) -> Rollout:
+        """Draw, score, measure and credit one rollout. `more` gives further prompts.
+
+        Raises RolloutError when dynamic sampling finds no group whose scores differ.
+        """
+        groups, facts = self._scored_groups(prompts, seed, more)
         parts = self._minibatches(groups, seed)
-        measured = [[self._measured(micro) for micro in part] for part in parts]
-        flat = [batch for part in measured for batch in part]
-        micros = [micro for part in parts for micro in part]
-        raw = [self.score(batch, micro) for batch, micro in zip(flat, micros, strict=True)]
-        normalized = self.normalize(raw)
+        flat = [self._measured(micro) for part in parts for micro in part]
+        normalized = self.normalize([batch["scores_C"] for batch in flat])
         flat = [b.with_columns(scores_C=s) for b, s in zip(flat, normalized, strict=True)]
+        if self.credit.wants_greedy:
+            flat = [b.with_columns(baseline_C=self.normalize.apply(b["baseline_C"])) for b in flat]
         credited, metrics = self.credit(flat)
-        metrics |= self._mismatch(credited, micros)
+        micros = [micro for part in parts for micro in part]
+        metrics |= facts | self._mismatch(flat, micros)
         # what a person reads is the reward's own number, not the normalised one
-        metrics["objective/scores"] = mean_of(torch.cat(raw))
+        raw = [c.score or 0.0 for group in groups for c in group.completions]
+        metrics["objective/scores"] = mean_of(torch.tensor(raw))
         remaining = iter(credited)
-        minibatches = [[next(remaining) for _ in part] for part in parts]
-        scored = [
-            _with_scores(group, scores)
-            for micro, score_C in zip(micros, raw, strict=True)
-            for group, scores in _split_scores(micro, score_C)
-        ]
-        return Rollout(minibatches, combine([metrics]), scored)
+        minibatches = [[b for _ in part if (b := next(remaining)).size_C] for part in parts]
+        filled = [self._beside(part) for part in minibatches if part]
+        return Rollout(filled, combine([metrics]), groups)
+
+    def _scored_groups(
+        self,
+        prompts: Sequence[TokenGroup],
+        seed: int,
+        more: Callable[[], Sequence[TokenGroup]] | None,
+    ) -> tuple[list[TokenGroup], dict[str, Metric]]:
+        """Groups with scores; with dynamic sampling only those whose scores differ.
+
+        Source: DAPO (arXiv 2503.14476), section 3.2; judged by the reward's own scores.
+        """
+        groups = self._scored(self.draw(prompts, seed))
+        if not self.dynamic_rounds or more is None:
+            return groups, {}
+        drawn, kept = len(groups), [g for g in groups if _differs(g)]
+        for extra in range(1, self.dynamic_rounds + 1):
+            if len(kept) >= len(prompts):
+                break
+            fresh = self._scored(self.draw(more(), hash((seed, extra)) & 0x7FFFFFFF))
+            drawn += len(fresh)
+            kept += [g for g in fresh if _differs(g)]
+        if not kept:
+            raise RolloutError(
+                f"{drawn} groups were drawn and in each all scores are equal",
+                where="dynamic_sampling",
+                remedy="raise temperature or num_generations, or give prompts of other difficulty",
+            )
+        facts = {"dynamic/kept_fraction": Metric(torch.tensor(float(len(kept))), float(drawn))}
+        return kept[: len(prompts)], facts
+
+    def _scored(self, groups: list[TokenGroup]) -> list[TokenGroup]:
+        """The groups with the reward's own scores, and the greedy baseline if it is wanted."""
+        scores = self._scores_of(groups)
+        groups = [_with_scores(group, scores[id(group)]) for group in groups]
+        if not self.credit.wants_greedy:
+            return groups
+        assert self.draw_greedy is not None
+        greedy = self.draw_greedy(groups)
+        found = self._scores_of(greedy)
+        return [replace(g, baseline=found[id(b)][0]) for g, b in zip(groups, greedy, strict=True)]
+
+    def _scores_of(self, groups: list[TokenGroup]) -> dict[int, list[float]]:
+        """Scores of each group's completions, by the group's identity."""
+        found: dict[int, list[float]] = {}
+        for micro in micro_batches(groups, self.micro_batch_tokens):
+            remaining = iter(self.score(pack(micro).to(self.device), micro).tolist())
+            for group in micro:
+                found[id(group)] = [next(remaining) for _ in group.completions]
+        return found
 
     def _minibatches(self, groups: list[TokenGroup], seed: int) -> list[list[list[TokenGroup]]]:
         """Shuffled into minibatches of `batch_size` completions, each in micro-batches."""
@@ -117,11 +179,27 @@ class Collector:
     def _measured(self, micro: list[TokenGroup]) -> Batch:
         batch = pack(micro).to(self.device)
         logps_N, values_N = self.measure(batch)
+        if self.credit.wants_greedy:
+            baselines = [group.baseline or 0.0 for group in micro for _ in group.completions]
+            batch = batch.with_columns(baseline_C=torch.tensor(baselines, device=self.device))
         return batch.with_columns(
             sampled_logps_N=logps_N,
             values_N=values_N,
             reference_logps_N=self.reference_logps(batch),
         )
+
+    def _beside(self, minibatch: list[Batch]) -> list[Batch]:
+        """The minibatch with demonstrations as further micro-batches, told apart by a column."""
+        if self.demonstrations is None:
+            return minibatch
+        own = [b.with_columns(demonstration_C=_flags(b, value=False)) for b in minibatch]
+        for micro in micro_batches(next(self.demonstrations), self.micro_batch_tokens):
+            batch = pack(micro).to(self.device)
+            blank_N = torch.zeros(batch.size_N, device=self.device)
+            columns = {n: blank_N for n in minibatch[0].columns if n.endswith("_N")}
+            columns["demonstration_C"] = _flags(batch, value=True)
+            own.append(batch.with_columns(**columns))
+        return own
 
     def _mismatch(self, batches: list[Batch], micros: list[list[TokenGroup]]) -> dict[str, Metric]:
         """How far the sampler's own log-probs are from the trainer's."""
@@ -140,16 +218,13 @@ class Collector:
         }
 
 
-def _split_scores(
-    micro: Sequence[TokenGroup], score_C: Tensor
-) -> list[tuple[TokenGroup, list[float]]]:
-    parts = score_C.tolist()
-    result = []
-    for group in micro:
-        count = len(group.completions)
-        result.append((group, parts[:count]))
-        parts = parts[count:]
-    return result
+def _flags(batch: Batch, *, value: bool) -> Tensor:
+    return torch.full((batch.size_C,), value, device=batch.group_C.device)
+
+
+def _differs(group: TokenGroup) -> bool:
+    """Whether the scores of a group say anything."""
+    return len({completion.score for completion in group.completions}) > 1
 
 
 def _with_scores(group: TokenGroup, scores: list[float]) -> TokenGroup:

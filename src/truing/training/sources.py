@@ -101,7 +101,7 @@ class OnPolicy:
             if not left:
                 return
             seed = hash((self.seed, index)) & 0x7FFFFFFF
-            rollout = self.collector.collect(next(supply), seed)
+            rollout = self.collector.collect(next(supply), seed, more=lambda: next(supply))
             self.on_rollout(index, rollout)
             metrics = rollout.metrics
             for epoch in range(self.epochs):

@@ -1,41 +1,30 @@
-"""Credit: from one score per completion to one advantage per token.
+"""Generalised advantage estimation: what PPO's critic is for.
 
-    N tokens, flat · C completions
-
-Each credit rule is a frozen dataclass found by the name an objective declares (`credit = "gae"`).
-Its fields stand beside the objective's in a recipe.
+N tokens, flat · C completions
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from truing.batch import Batch, Metric, mean_of
-from truing.errors import UsageError, suggest
-from truing.ops import discounted_deltas, explained_variance, kl_k1, segment_sum, whiten
-
-Credited = tuple[list[Batch], dict[str, Metric]]
-
-
-class Credit(ABC):
-    """Turns the scores of a whole rollout into advantages and returns."""
-
-    step_zero: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    """Metric -> (value, tolerance) that must hold for the first rollout."""
-
-    @abstractmethod
-    def __call__(self, batches: list[Batch]) -> Credited:
-        """All batches of one rollout, with `advantages_N` and `returns_N` added, and metrics."""
+from truing.ops import discounted_deltas, explained_variance, whiten
+from truing.rollouts.credit.base import (
+    KNOBS,
+    Credit,
+    Credited,
+    drift,
+    less_missing_eos,
+    rollout_metrics,
+)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@dataclass(frozen=True, config=KNOBS)
 class GAE(Credit):
     """Generalised advantage estimation over a per-token reward that holds the KL penalty.
 
@@ -60,10 +49,8 @@ class GAE(Credit):
     missing_eos_penalty: Annotated[float, Field(ge=0)] | None = None
     """Subtracted from the score of a completion that was cut before its stop token."""
 
-    step_zero = {"objective/kl": (0.0, 1e-6)}
-
     def __call__(self, batches: list[Batch]) -> Credited:
-        scores = [self._shaped_scores(batch) for batch in batches]
+        scores = [less_missing_eos(batch, self.missing_eos_penalty) for batch in batches]
         advantages = [
             self._advantages(batch, shaped_C)
             for batch, shaped_C in zip(batches, scores, strict=True)
@@ -81,15 +68,8 @@ class GAE(Credit):
         ]
         return credited, self._metrics(credited, scores)
 
-    def _shaped_scores(self, batch: Batch) -> Tensor:
-        """The score of each completion, less the penalty if it was cut."""
-        scores_C = batch["scores_C"]
-        if self.missing_eos_penalty is None:
-            return scores_C
-        return scores_C - self.missing_eos_penalty * (~batch["finished_C"]).to(scores_C.dtype)
-
     def _advantages(self, batch: Batch, shaped_C: Tensor) -> Tensor:
-        rewards_N = -self.kl_coef * kl_k1(batch["sampled_logps_N"], batch["reference_logps_N"])
+        rewards_N = -self.kl_coef * drift(batch)
         rewards_N = rewards_N.index_add(0, batch.last_C, shaped_C.to(rewards_N.dtype))
         values_N = batch["values_N"]
         next_values_N = torch.cat([values_N[1:], values_N.new_zeros(1)])
@@ -98,34 +78,9 @@ class GAE(Credit):
         return discounted_deltas(deltas_N, batch.lengths_C.tolist(), self.gamma * self.lam)
 
     def _metrics(self, batches: list[Batch], scores: list[Tensor]) -> dict[str, Metric]:
-        def per_completion(of: Callable[[Batch], Tensor]) -> Tensor:
-            return torch.cat([segment_sum(of(b), b.completion_N, b.size_C) for b in batches])
-
-        kl_C = per_completion(lambda b: kl_k1(b["sampled_logps_N"], b["reference_logps_N"]))
-        penalty_C = -self.kl_coef * kl_C
-        finished_C = torch.cat([b["finished_C"] for b in batches])
+        metrics = rollout_metrics(batches, scores, self.kl_coef)
         values_N = torch.cat([b["values_N"] for b in batches])
         returns_N = torch.cat([b["returns_N"] for b in batches])
-        metrics = {
-            "objective/kl": mean_of(kl_C),
-            "objective/entropy": mean_of(per_completion(lambda b: -b["sampled_logps_N"])),
-            "val/num_eos_tokens": Metric(finished_C.sum().float(), 1.0),
-            "objective/scores": mean_of(torch.cat([b["scores_C"] for b in batches])),
-            "objective/non_score_reward": mean_of(penalty_C),
-            "objective/rlhf_reward": mean_of(torch.cat(scores) + penalty_C),
-            "completions/clipped_ratio": mean_of((~finished_C).float()),
-            "completions/mean_length": mean_of(torch.cat([b.lengths_C for b in batches]).float()),
-        }
         if returns_N.numel() > 1 and float(returns_N.var()) > 0:
             metrics["val/explained_variance"] = mean_of(explained_variance(values_N, returns_N))
         return metrics
-
-
-CREDITS: dict[str, type[Credit]] = {"gae": GAE}
-
-
-def find(name: str) -> type[Credit]:
-    """The credit rule called `name`. Raises UsageError with the valid names."""
-    if name not in CREDITS:
-        raise UsageError(f"unknown credit rule '{name}'", remedy=suggest(name, CREDITS))
-    return CREDITS[name]
