@@ -1,8 +1,9 @@
 """The unit of the whole system: a prompt and its completions are one thing, a `Group`.
 
 A demonstration is a group with one completion, a preference pair a group with two and a choice,
-an unpaired label a group with one and a verdict, a rollout group has N completions and N scores,
-a prompt to roll out has none yet. Text first (`Group`), then token ids (`TokenGroup`). No torch.
+an unpaired label a group with one and a verdict, a scored or rollout group has N completions and N
+scores, a solution with judged steps is one completion with steps, a prompt to roll out has no
+completion yet. Text first (`Group`), then token ids (`TokenGroup`). No torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-GroupType = Literal["prompt-only", "prompt-completion", "preference", "unpaired"]
+GroupType = Literal[
+    "prompt-only", "prompt-completion", "preference", "unpaired", "scored", "stepwise"
+]
 
 
 class FinishReason(StrEnum):
@@ -45,6 +48,17 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a completion: its own text is `text[start:end]`, and what separates it from the
+    next step belongs to neither."""
+
+    start: int
+    end: int
+    label: bool
+    """Whether the step is right."""
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One answer, with what is known of it."""
 
@@ -54,6 +68,8 @@ class Completion:
     """A reward, if one was given. Unit: the reward's own."""
     label: bool | None = None
     """A verdict (desirable or not), if one was given."""
+    steps: tuple[Step, ...] = ()
+    """The steps of its text with their labels, if they were judged one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,10 @@ class Group:
     """Where it came from, for messages: `file:line`."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of the row, handed to rewards as they are."""
+    margin: float | None = None
+    """Of a pair: by how much chosen is better, if that was given. Unit: the annotator's own."""
+    probability: float | None = None
+    """Of a pair: probability that chosen is better than rejected, if that was given."""
 
     @property
     def type(self) -> GroupType:
@@ -77,7 +97,16 @@ class Group:
             return "preference"
         if not self.completions:
             return "prompt-only"
-        return "prompt-completion" if self.completions[0].label is None else "unpaired"
+        if len(self.completions) > 1 and all(c.score is not None for c in self.completions):
+            return "scored"
+        first = self.completions[0]
+        if first.steps:
+            return "stepwise"
+        return "prompt-completion" if first.label is None else "unpaired"
+
+    def bare(self) -> Group:
+        """The prompt alone, with its columns: what completions are drawn for."""
+        return Group(self.prompt, where=self.where, columns=self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +119,10 @@ class TokenCompletion:
     label: bool | None = None
     sampled_logps: tuple[float, ...] | None = None
     """Log-prob of each id under the sampler that drew it, at its temperature. Nats."""
+    steps: tuple[tuple[int, bool], ...] = ()
+    """Of each judged step: the index of its last token in `ids`, and its label."""
+    mismatched: bool = False
+    """Another prompt's completion, there only to estimate KL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +138,8 @@ class TokenGroup:
     """Score of the greedy completion of the same prompt, where a credit rule wants it."""
     origin: Group | None = None
     """The group these ids were made from: its text and columns are what rewards are given."""
+    margin: float | None = None
+    probability: float | None = None
 
     @property
     def length(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -13,11 +15,16 @@ CHATML = (
 
 
 def make_tokenizer(
-    template: str | None = CHATML, *, adds: str = "$A", **special: str | None
+    template: str | None = CHATML,
+    *,
+    adds: str = "$A",
+    merges: Sequence[tuple[str, str]] = (),
+    **special: str | None,
 ) -> PreTrainedTokenizerFast:
     """Bytes as tokens; `adds` says what the tokenizer itself puts around a text."""
-    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {c: i for i, c in enumerate([*alphabet, *(a + b for a, b in merges)])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     named = {"pad_token": "<|pad|>", "eos_token": "<|im_end|>", **special}

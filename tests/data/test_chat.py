@@ -4,10 +4,11 @@ import pytest
 from byte_tokens import make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from truing.data.chat import ChatTokenizer
 from truing.errors import DataError, ModelError
-from truing.groups import Completion, FinishReason, Group, Message, Prompt
+from truing.groups import Completion, FinishReason, Group, Message, Prompt, Step
 
 CHAT = ChatTokenizer(make_tokenizer())
 """For properties: hypothesis wants no fixtures."""
@@ -205,6 +206,69 @@ def test_render_marks_what_is_trained(chat: ChatTokenizer) -> None:
     assert chat.render(Group(talk("user: hi"), pair, 0, 1)) == (
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n\n[[yes<|im_end|>]]\n[[n]]"
     )
+
+
+# Steps
+
+
+def steps(*texts: str, separator: str = "\n", finish: FinishReason = FinishReason.STOP) -> Group:
+    """A completion whose steps are right and wrong in turn."""
+    made, start = [], 0
+    for number, text in enumerate(texts):
+        made.append(Step(start, start + len(text), number % 2 == 0))
+        start += len(text) + len(separator)
+    return Group(
+        Prompt("p"), (Completion(separator.join(texts), finish, steps=tuple(made)),), where="a:1"
+    )
+
+
+STEPS = st.lists(
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=6).filter(str.strip), min_size=1
+)
+
+
+@given(STEPS, st.sampled_from(("\n", "", "\n\n")), st.sampled_from(FinishReason))
+def test_a_step_ends_with_the_separator_behind_it(
+    texts: list[str], separator: str, finish: FinishReason
+) -> None:
+    group = steps(*texts, separator=separator, finish=finish)
+    (completion,) = CHAT.encode(group).completions
+    assert CHAT.decode(completion.ids) == separator.join(texts)
+    begin, found = 0, []
+    for last, _ in completion.steps:
+        found.append(CHAT.decode(completion.ids[begin : last + 1]))
+        begin = last + 1
+    assert found == [*(text + separator for text in texts[:-1]), texts[-1]]
+    # only the stop token stands behind the last step
+    assert completion.ids[begin:] == ((CHAT.stop_id,) if finish is FinishReason.STOP else ())
+    assert [label for _, label in completion.steps] == [s.label for s in group.completions[0].steps]
+
+
+def test_no_token_reaches_over_the_end_of_a_step() -> None:
+    """With merges, 'b\\nc' in one piece would have a token for '\\nc' in which a step ends."""
+    tokenizer = make_tokenizer(merges=[("Ċ", "c"), ("b", "Ċ")])
+    chat = ChatTokenizer(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("ab\nc")["input_ids"]) == ["a", "b", "Ċc"]
+    (completion,) = chat.encode(steps("ab", "c")).completions
+    spelt = tokenizer.convert_ids_to_tokens(list(completion.ids))
+    assert spelt == ["a", "bĊ", "c", "<|im_end|>"]
+    assert completion.steps == ((1, True), (2, False))
+
+
+def test_a_step_without_tokens_makes_a_bad_row() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("x", "")
+    chat = ChatTokenizer(tokenizer)
+    fitted = chat.fit([steps("a", "b"), steps("x", "b", separator="")], None, bad_rows="drop")
+    assert [str(bad) for bad in fitted.dropped] == ["a:1: a step has no tokens"]
+
+
+def test_what_was_said_of_a_pair_comes_along() -> None:
+    pair = Group(Prompt("p"), (Completion("a"), Completion("b")), 0, 1, margin=2.0, probability=0.9)
+    tokens = CHAT.encode(pair)
+    assert (tokens.margin, tokens.probability) == (2.0, 0.9)
+    bare = CHAT.encode(pair, with_completions=False)
+    assert (bare.margin, bare.probability) == (None, None)
 
 
 # Length

@@ -50,6 +50,34 @@ def test_lengths_are_spread(write_jsonl: Write) -> None:
     assert examine(path, max_rows=11).lengths == {"prompt characters": Spread(6, 11, 11)}
 
 
+def test_scored_rows_are_counted_row_by_row(chat: ChatTokenizer, write_jsonl: Write) -> None:
+    path = write_jsonl(
+        {"prompt": "p", "completions": ["a", "bb", "ccc"], "scores": [1, 2, 3]},
+        {"prompt": "q", "completions": ["a", "b"], "scores": [1, 1]},
+        {"prompt": "r", "completions": ["a", "b"], "scores": [1]},
+    )
+    e = examine(path, tokenizer=chat)
+    assert (e.type, e.rows, len(e.dropped), e.ties, e.right_steps) == ("scored", 2, 1, 1, None)
+    assert e.lengths["completion characters"] == Spread(1, 3, 3)  # of all five
+    assert e.lengths["completion tokens"] == Spread(2, 4, 4)
+    assert e.lengths["completions"] == Spread(2, 3, 3)
+    text = describe(e)
+    assert text.startswith("scored, plain; 2 rows; 1 dropped\n")
+    assert "1 rows give all completions one score, which orders nothing" in text
+
+
+def test_stepwise_rows_are_counted_step_by_step(chat: ChatTokenizer, write_jsonl: Write) -> None:
+    path = write_jsonl(
+        {"prompt": "p", "completions": ["a", "bb", "c"], "labels": [True, True, False]},
+        {"prompt": "p", "completions": ["a"], "labels": [True]},
+    )
+    e = examine(path, tokenizer=chat)
+    assert (e.type, e.ties, e.right_steps) == ("stepwise", None, 0.75)
+    assert e.lengths["steps"] == Spread(1, 3, 3)
+    assert e.lengths["completion tokens"] == Spread(2, 7, 7)
+    assert "75.0% of the steps are right" in describe(e)
+
+
 def test_the_first_line_says_what_it_is(write_jsonl: Write) -> None:
     rows = [{"chosen": talk("q", f"a{i}"), "rejected": talk("q", "b")} for i in range(1200)]
     path = write_jsonl(*rows, *[{"chosen": talk("q", " "), "rejected": talk("q", "b")}] * 7)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from truing.data.formats import Parsed, parse_rows, to_row
 from truing.data.readers import Row, read_rows
 from truing.errors import DataError
-from truing.groups import Completion, FinishReason, Group, Message, Prompt
+from truing.groups import Completion, FinishReason, Group, Message, Prompt, Step
 
 HH = Path(__file__).parents[3] / "shared" / "data" / "hh-harmless.jsonl.gz"
 
@@ -171,6 +172,61 @@ def test_labels_of_files_without_types(written: Any) -> None:
     assert group.completions[0].label is True
 
 
+@pytest.mark.parametrize("talk", [False, True])
+def test_scored_answers(talk: bool) -> None:
+    def answer(text: str) -> Any:
+        return said(f"assistant: {text}") if talk else text
+
+    row = {"prompt": QUESTION if talk else "hi", "completions": [answer("a"), answer("b")]}
+    parsed = parse({**row, "scores": [1, "-2.5"], "finishes": ["stop", "length"], "id": 3})
+    (group,) = parsed.groups
+    assert (parsed.type, group.type) == ("scored", "scored")
+    assert parsed.format == ("conversational" if talk else "plain")
+    assert group.prompt == (TALK if talk else Prompt("hi"))
+    assert group.completions == (
+        Completion("a", score=1.0),
+        Completion("b", FinishReason.LENGTH, -2.5),
+    )
+    assert group.columns == {"id": 3}
+
+
+@pytest.mark.parametrize(
+    ("separator", "text"), [(None, "a\nbc\nd"), (" # ", "a # bc # d"), ("", "abcd")]
+)
+def test_steps_are_joined_and_know_where_they_are(separator: str | None, text: str) -> None:
+    row = {"prompt": "p", "completions": ["a", "bc", "d"], "labels": [True, 0, "false"]}
+    parsed = parse({**row, "step_separator": separator, "finish": "length", "id": 3})
+    (group,) = parsed.groups
+    assert (parsed.type, group.type) == ("stepwise", "stepwise")
+    (completion,) = group.completions
+    assert (completion.text, completion.finish) == (text, FinishReason.LENGTH)
+    own = [(completion.text[s.start : s.end], s.label) for s in completion.steps]
+    assert own == [("a", True), ("bc", False), ("d", False)]
+    assert group.columns == {"id": 3}
+    assert parse(to_row(group)).groups[0].completions == group.completions
+
+
+def test_several_answers_or_the_steps_of_one_must_be_clear() -> None:
+    row = {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2], "labels": [True, False]}
+    with pytest.raises(DataError, match="several answers, or the steps of one"):
+        parse(row)
+
+
+def test_completions_that_nothing_is_said_of_are_a_column_of_prompts() -> None:
+    parsed = parse({"prompt": "p", "completions": ["a", "b"]})
+    assert parsed.type == "prompt-only"
+    assert parsed.groups[0].columns == {"completions": ["a", "b"]}
+
+
+def test_pairs_may_say_how_sure_they_are() -> None:
+    group = only(
+        {"prompt": "p", "chosen": "a", "rejected": "b", "margin": "1.5", "probability": 0.8}
+    )
+    assert (group.margin, group.probability, group.columns) == (1.5, 0.8, {})
+    # they are the pair's: completions drawn for its prompt inherit neither
+    assert group.bare() == Group(Prompt("p"), where="a:1")
+
+
 def test_your_own_column_names() -> None:
     parsed = parse(
         {"question": "p", "good": "a", "bad": "b"},
@@ -217,6 +273,90 @@ def test_bad_single_rows(row: dict[str, Any], reason: str) -> None:
     assert len(parsed.groups) == 1
     assert [bad.where for bad in parsed.dropped] == ["a:2"]
     assert reason in parsed.dropped[0].reason
+
+
+TWO = ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"completions": "ab", "scores": [1, 2]}, "'completions' is str, not a list"),
+        ({"completions": TWO, "scores": 1}, "'scores' is int, not a list"),
+        ({"completions": TWO, "scores": None}, "'scores' is missing"),
+        ({"completions": TWO, "scores": [1]}, "'completions' and 'scores' are not equally many"),
+        ({"completions": ["a"], "scores": [1]}, "'completions' has fewer than two answers"),
+        ({"completions": ["a", " "], "scores": [1, 2]}, "'completions' is empty"),
+        ({"completions": ["a", 3], "scores": [1, 2]}, "'completions' is int, not text"),
+        ({"completions": TWO, "scores": [1, None]}, "'scores' is not a finite number"),
+        ({"completions": TWO, "scores": [1, "best"]}, "'scores' is not a finite number"),
+        ({"completions": TWO, "scores": [1, float("nan")]}, "'scores' is not a finite number"),
+        ({"completions": TWO, "scores": [1, float("inf")]}, "'scores' is not a finite number"),
+        (
+            {"completions": TWO, "scores": [1, 2], "finishes": ["stop"]},
+            "'finishes' are not equally",
+        ),
+        ({"completions": TWO, "scores": [1, 2], "finishes": ["stop", "eos"]}, "neither 'stop' nor"),
+        (
+            {"completions": ["a", said("assistant: b")], "scores": [1, 2]},
+            "'prompt' is text, but 'completions' is a conversation",
+        ),
+        (
+            {"prompt": said("user: p"), "completions": [said("user: a"), "b"], "scores": [1, 2]},
+            "'completions' is not one assistant message",
+        ),
+    ],
+)
+def test_bad_scored_rows(row: dict[str, Any], reason: str) -> None:
+    good = {"prompt": "p", "completions": TWO, "scores": [1, 2]}
+    assert reason in refused(good, {"prompt": "p", **row})
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"completions": "ab", "labels": [True]}, "'completions' is str, not a list"),
+        ({"completions": TWO, "labels": True}, "'labels' is bool, not a list"),
+        ({"completions": TWO, "labels": [True]}, "'completions' and 'labels' are not equally many"),
+        ({"completions": [], "labels": []}, "'completions' is empty"),
+        ({"completions": ["a", "\n"], "labels": [True, True]}, "'completions' is empty"),
+        ({"completions": TWO, "labels": [True, None]}, "'labels' is neither true nor false"),
+        ({"completions": TWO, "labels": [True, 0.5]}, "'labels' is neither true nor false"),
+        (
+            {"completions": [said("assistant: a"), "b"], "labels": [True, True]},
+            "'completions' is list, not text",
+        ),
+        (
+            {"completions": TWO, "labels": [True, True], "step_separator": 7},
+            "'step_separator' is int, not text",
+        ),
+    ],
+)
+def test_bad_stepwise_rows(row: dict[str, Any], reason: str) -> None:
+    good = {"prompt": "p", "completions": ["a"], "labels": [True]}
+    assert reason in refused(good, {"prompt": "p", **row})
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({"margin": "big"}, "'margin' is not a finite number"),
+        ({"margin": float("inf")}, "'margin' is not a finite number"),
+        ({"probability": float("nan")}, "'probability' is not a finite number"),
+        ({"probability": 1.01}, "'probability' is not between 0 and 1"),
+        ({"probability": -0.1}, "'probability' is not between 0 and 1"),
+    ],
+)
+def test_bad_margins_and_probabilities(extra: dict[str, Any], reason: str) -> None:
+    good = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    assert reason in refused(good, {**good, **extra})
+
+
+def refused(good: dict[str, Any], bad: dict[str, Any]) -> str:
+    """Why the second row is left out."""
+    parsed = parse(good, bad, bad_rows="drop")
+    assert [dropped.where for dropped in parsed.dropped] == ["a:2"]
+    return parsed.dropped[0].reason
 
 
 HUMAN = "\n\nHuman: a\n\nAssistant:"
@@ -329,11 +469,12 @@ def test_column_maps_that_cannot_be_meant(columns: dict[str, str], what: str) ->
 # There and back
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip)
+NUMBER = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 COMPLETIONS = st.builds(
     Completion,
     TEXT,
     st.sampled_from(FinishReason),
-    st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    NUMBER,
 )
 MESSAGES = st.lists(
     st.builds(Message, st.sampled_from(("system", "user", "assistant")), TEXT), min_size=1
@@ -359,7 +500,7 @@ def groups(draw: st.DrawFn) -> Group:
     prompt = Prompt(text, None if messages is None else tuple(messages))
     first, second = draw(COMPLETIONS), draw(COMPLETIONS)
     columns = draw(COLUMNS)
-    match draw(st.integers(0, 3)):
+    match draw(st.integers(0, 5)):
         case 0:
             return Group(prompt, where="a:1", columns=columns)
         case 1:
@@ -368,9 +509,28 @@ def groups(draw: st.DrawFn) -> Group:
             label = draw(st.booleans())
             judged = Completion(first.text, first.finish, first.score, label)
             return Group(prompt, (judged,), where="a:1", columns=columns)
+        case 3:
+            scores = st.floats(allow_nan=False, allow_infinity=False)
+            scored = tuple(replace(c, score=draw(scores)) for c in (first, second))
+            return Group(prompt, scored, where="a:1", columns=columns)
+        case 4:
+            return Group(prompt, (draw(stepwise(first)),), where="a:1", columns=columns)
         case _:
             other = Completion(second.text + "x" * (first.text == second.text), second.finish)
-            return Group(prompt, (first, other), 0, 1, "a:1", columns)
+            margin, probability = draw(NUMBER), draw(st.none() | st.floats(0, 1))
+            return Group(prompt, (first, other), 0, 1, "a:1", columns, margin, probability)
+
+
+@st.composite
+def stepwise(draw: st.DrawFn, like: Completion) -> Completion:
+    """The same completion with other text, in steps."""
+    texts = draw(st.lists(TEXT, min_size=1, max_size=4))
+    separator = draw(st.sampled_from(("\n", "", " ки\n")))
+    steps, start = [], 0
+    for text in texts:
+        steps.append(Step(start, start + len(text), draw(st.booleans())))
+        start += len(text) + len(separator)
+    return replace(like, text=separator.join(texts), steps=tuple(steps))
 
 
 @given(groups())
@@ -385,7 +545,9 @@ def test_defaults_are_not_written() -> None:
 
 
 def test_a_column_of_the_old_row_is_not_read_as_one_of_the_new() -> None:
-    group = Group(Prompt("p"), (Completion("a"),), columns={"score": 7, "label": True, "id": 3})
+    group = Group(
+        Prompt("p"), (Completion("a"),), columns={"score": 7, "label": True, "margin": 1, "id": 3}
+    )
     assert to_row(group) == {"id": 3, "prompt": "p", "completion": "a"}
 
 

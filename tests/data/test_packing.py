@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from small_groups import random_groups
+from small_groups import STOP, random_groups
 from truing.data.loader import Loader
 from truing.data.packing import chosen_only, micro_batches, pack
 from truing.groups import TokenCompletion, TokenGroup
@@ -69,3 +69,33 @@ def test_unknown_columns_are_refused():
     batch = pack(random_groups(1, 1, 1))
     with pytest.raises(KeyError, match="table of columns"):
         batch.with_columns(mood_C=batch.group_C)
+
+
+def test_steps_are_found_in_the_rows_wherever_their_group_lands():
+    groups = [
+        TokenGroup(
+            (3,) * length, (TokenCompletion((4, 5, 6, 7, STOP), steps=((1, True), (3, False))),)
+        )
+        for length in (1, 5, 2)
+    ]
+    batch = pack(groups)
+    flat = batch.tokens_RT.flatten()
+    assert flat[batch["step_end_S"]].tolist() == [5, 7] * 3
+    assert batch.group_RT.flatten()[batch["step_end_S"]].tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch["step_label_S"].tolist() == [True, False] * 3
+    assert batch["step_end_S"].tolist() != pack(groups[::-1])["step_end_S"].tolist()
+
+
+def test_margins_and_probabilities_are_columns_when_every_pair_has_them():
+    pairs = random_groups(1, 3, 2, pairs=True)
+    said = [replace(pair, margin=i, probability=i / 4) for i, pair in enumerate(pairs)]
+    batch = pack(said)
+    assert batch["margin_G"].tolist() == [0.0, 1.0, 2.0]
+    assert batch["probability_G"].tolist() == [0.0, 0.25, 0.5]
+    for name in ("margin_G", "probability_G"):
+        assert name not in pack([*said, pairs[0]])
+
+
+def test_without_steps_or_mismatches_there_are_no_such_columns():
+    batch = pack(random_groups(1, 2, 1))
+    assert not {"step_end_S", "step_label_S", "mismatched_C", "margin_G"} & set(batch.columns)

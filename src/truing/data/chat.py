@@ -4,6 +4,10 @@
    text: "<|im_end|>" in a message, a plain prompt or a completion becomes ordinary tokens.
 2. Prompt and completion are tokenised apart, so that the prompt's ids are the same whatever
    follows, in training as in sampling. The stop id follows a completion iff its author stopped.
+
+Judged steps are tokenised apart as well, each with the separator behind it: no token reaches over
+the end of a step, so its last token, where a process reward model is read, is well defined. The
+last step has no separator behind it; the stop id is no part of it.
 """
 
 from __future__ import annotations
@@ -47,14 +51,16 @@ class ChatTokenizer:
     def encode(self, group: Group, *, with_completions: bool = True) -> TokenGroup:
         """The ids of a group. Raises DataError for a prompt without tokens or that the template
         refuses, ModelError for a conversation without a template."""
-        completions = group.completions if with_completions else ()
+        said = group if with_completions else group.bare()
         return TokenGroup(
             self._prompt_ids(group),
-            tuple(self._completion_ids(completion) for completion in completions),
-            chosen=group.chosen if with_completions else None,
-            rejected=group.rejected if with_completions else None,
+            tuple(self._completion_ids(completion, group.where) for completion in said.completions),
+            chosen=said.chosen,
+            rejected=said.rejected,
             where=group.where,
             origin=group,
+            margin=said.margin,
+            probability=said.probability,
         )
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -110,11 +116,33 @@ class ChatTokenizer:
             )
         return ids
 
-    def _completion_ids(self, completion: Completion) -> TokenCompletion:
-        ids = self._text_ids(completion.text)
+    def _completion_ids(self, completion: Completion, where: str) -> TokenCompletion:
+        steps: tuple[tuple[int, bool], ...] = ()
+        if completion.steps:
+            ids, steps = self._step_ids(completion, where)
+        else:
+            ids = self._text_ids(completion.text)
         if completion.finish is FinishReason.STOP:
             ids = (*ids, self.stop_id)
-        return TokenCompletion(ids, completion.finish, completion.score, completion.label)
+        return TokenCompletion(
+            ids, completion.finish, completion.score, completion.label, steps=steps
+        )
+
+    def _step_ids(
+        self, completion: Completion, where: str
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, bool], ...]]:
+        """The ids of a completion, and where among them each step ends. Raises DataError."""
+        text = completion.text
+        ids: list[int] = []
+        steps = []
+        behind = [*(step.start for step in completion.steps[1:]), len(text)]
+        for step, end in zip(completion.steps, behind, strict=True):
+            piece = self._text_ids(text[step.start : end])
+            if not piece:
+                raise DataError("a step has no tokens", where=where, remedy="leave it out")
+            ids += piece
+            steps.append((len(ids) - 1, step.label))
+        return tuple(ids), tuple(steps)
 
     def _text_ids(self, text: str) -> tuple[int, ...]:
         """Text as text: no special token is added, and none is read from it."""

@@ -63,10 +63,15 @@ class Examination:
     """Pairs that another row has the other way round."""
     chosen_longer: float | None
     """Share of pairs in which chosen has more characters than rejected; ties count a half."""
+    ties: int | None
+    """Scored rows that give all their completions one score."""
+    right_steps: float | None
+    """Share of the judged steps that are right."""
     control_text: int | None
     """Rows that spell out a control token. It is read as text. None without a tokenizer."""
     lengths: dict[str, Spread]
-    """'prompt characters', 'completion tokens', ...; pairs have 'chosen' and 'rejected'."""
+    """'prompt characters', 'completion tokens', ...; pairs have 'chosen' and 'rejected'. Also
+    'completions' of a scored row and 'steps' of a stepwise one."""
     example: Example
 
 
@@ -103,6 +108,8 @@ def examine(
         repeated_rows=len(contents) - len(set(contents)),
         contradictions=sum((prompt, texts[::-1]) in pairs for prompt, texts in contents),
         chosen_longer=_chosen_longer(groups) if parsed.type == "preference" else None,
+        ties=_ties(groups) if parsed.type == "scored" else None,
+        right_steps=_right_steps(groups) if parsed.type == "stepwise" else None,
         control_text=None if tokenizer is None else _control_text(groups, tokenizer),
         lengths=_lengths(groups, tokens),
         example=_example(groups[0], tokenizer),
@@ -120,12 +127,15 @@ def describe(examination: Examination) -> str:
         (e.repeated_prompts, "have the prompt of an earlier row"),
         (e.repeated_rows, "repeat an earlier row word for word"),
         (e.contradictions, "prefer what another row rejects"),
+        (e.ties, "give all completions one score, which orders nothing"),
         (e.control_text, "spell out a control token, which is read as text"),
     ):
         if count:
             lines.append(f"{count:,} rows {meaning}")
     if e.chosen_longer is not None:
         lines.append(f"chosen is longer than rejected in {e.chosen_longer:.1%} of the pairs")
+    if e.right_steps is not None:
+        lines.append(f"{e.right_steps:.1%} of the steps are right")
     lines += ["", f"{'lengths':<24}{'median':>10}{'95%':>10}{'longest':>10}"]
     for name, spread in e.lengths.items():
         lines.append(f"{name:<24}" + "".join(f"{value:>10,}" for value in spread))
@@ -169,6 +179,15 @@ def _chosen_longer(groups: Iterable[Group]) -> float:
     return sum(wins) / len(wins)
 
 
+def _ties(groups: Iterable[Group]) -> int:
+    return sum(len({c.score for c in group.completions}) == 1 for group in groups)
+
+
+def _right_steps(groups: Iterable[Group]) -> float:
+    labels = [s.label for group in groups for c in group.completions for s in c.steps]
+    return sum(labels) / len(labels)
+
+
 def _control_text(groups: Iterable[Group], tokenizer: ChatTokenizer) -> int:
     """Groups in which the text of a control token occurs."""
     added = tokenizer.tokenizer.added_tokens_decoder.values()
@@ -183,15 +202,27 @@ def _texts(group: Group) -> list[str]:
 
 def _lengths(groups: list[Group], tokens: list[TokenGroup] | None) -> dict[str, Spread]:
     """The spread of every length there is."""
-    pair = groups[0].type == "preference"
-    names = ("chosen", "rejected") if pair else ("completion",) * len(groups[0].completions)
+    kind = groups[0].type
+    named: dict[str, slice] = {}  # which of a group's completions go by a name
+    if kind == "preference":
+        named = {"chosen": slice(0, 1), "rejected": slice(1, 2)}
+    elif kind != "prompt-only":
+        named = {"completion": slice(None)}
     lengths = {"prompt characters": _spread(_prompt_characters(group) for group in groups)}
-    for i, name in enumerate(names):
-        lengths[f"{name} characters"] = _spread(len(g.completions[i].text) for g in groups)
+    for name, these in named.items():
+        lengths[f"{name} characters"] = _spread(
+            len(c.text) for group in groups for c in group.completions[these]
+        )
     if tokens is not None:
         lengths["prompt tokens"] = _spread(len(group.prompt_ids) for group in tokens)
-        for i, name in enumerate(names):
-            lengths[f"{name} tokens"] = _spread(len(g.completions[i].ids) for g in tokens)
+        for name, these in named.items():
+            lengths[f"{name} tokens"] = _spread(
+                len(c.ids) for group in tokens for c in group.completions[these]
+            )
+    if kind == "scored":
+        lengths["completions"] = _spread(len(group.completions) for group in groups)
+    if kind == "stepwise":
+        lengths["steps"] = _spread(len(group.completions[0].steps) for group in groups)
     return lengths
 
 

@@ -2,12 +2,16 @@
 
     preference         chosen, rejected, and prompt unless both hold it (implicit prompt)
     unpaired           prompt, completion, label
+    scored             prompt, completions, scores: several answers, each with its score
+    stepwise           prompt, completions, labels: the steps of one answer, each right or not
     prompt-completion  prompt, completion, or messages: the last assistant turn is the completion
     prompt-only        prompt
 
 Each comes plain (strings), conversational (lists of {role, content}), or, for pairs, as HH
 transcripts ("\\n\\nHuman: ... \\n\\nAssistant: ..."), which become conversations. `finish` ('stop'
-or 'length') and `score` may stand beside a completion, `chosen_finish`, ... beside a pair. All
+or 'length') and `score` may stand beside a completion, `chosen_finish`, ... beside a pair, with
+`margin` (by how much chosen is better) and `probability` (that it is better); `finishes` beside
+scored completions; `step_separator` ("\\n") beside steps, which are texts and are joined by it. All
 other columns stay with the group. Whole texts without a prompt (`text`) are refused: what would
 be trained, and after what, is not said. A row that cannot be used is an error or is reported;
 which is the caller's choice.
@@ -21,14 +25,30 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from truing.data.readers import Row
-from truing.data.rows import EXTRAS, BadRowError, Format, Kind, Shape, read_row
+from truing.data.rows import (
+    EXTRAS,
+    STEP_SEPARATOR,
+    TYPE_EXTRAS,
+    BadRowError,
+    Format,
+    Kind,
+    Shape,
+    read_row,
+)
 from truing.errors import DataError, suggest
 from truing.groups import Completion, FinishReason, Group, GroupType
 
 BadRows = Literal["error", "drop"]
 
-STANDARD = ("prompt", "completion", "chosen", "rejected", "label", "messages")
-READ = {*STANDARD, *(prefix + extra for prefix in ("", "chosen_", "rejected_") for extra in EXTRAS)}
+STANDARD = (
+    *("prompt", "completion", "chosen", "rejected", "label", "messages"),
+    *("completions", "scores", "labels"),
+)
+READ = {
+    *STANDARD,
+    *(prefix + extra for prefix in ("", "chosen_", "rejected_") for extra in EXTRAS),
+    *(extra for extras in TYPE_EXTRAS.values() for extra in extras),
+}
 """Every column name that has a meaning."""
 USUAL_NAMES = {
     "question": "prompt",
@@ -37,6 +57,9 @@ USUAL_NAMES = {
     "answer": "completion",
     "response": "completion",
     "output": "completion",
+    "responses": "completions",
+    "steps": "completions",
+    "rewards": "scores",
     "conversation": "messages",
     "conversations": "messages",
 }
@@ -68,6 +91,8 @@ class Parsed:
 KINDS = (
     Kind("preference", ("chosen", "rejected")),
     Kind("unpaired", ("prompt", "completion", "label")),
+    Kind("scored", ("prompt", "completions", "scores")),
+    Kind("stepwise", ("prompt", "completions", "labels")),
     Kind("prompt-completion", ("prompt", "completion")),
     Kind("prompt-completion", ("messages",)),
     Kind("prompt-only", ("prompt",)),
@@ -90,6 +115,12 @@ def parse_rows(
     kind = _kind_of(found)
     if kind is None:
         raise _unknown_columns(rows)
+    if kind.type == "scored" and "labels" in found:
+        raise DataError(
+            "'scores' and 'labels' beside 'completions': several answers, or the steps of one?",
+            where=rows[0].where,
+            remedy="take labels out of the file for answers, scores for steps",
+        )
     if kind.type == "preference" and "prompt" in found:
         kind = kind._replace(needs=("prompt", *kind.needs))
     groups: list[Group] = []
@@ -130,7 +161,7 @@ def to_row(group: Group) -> dict[str, Any]:
 
     Its other columns are included, but for names that would be read as something else. Of a pair
     only the two completions are written. Raises DataError for several completions without a
-    choice: no row of these types holds them.
+    choice or scores: no row of these types holds them.
     """
     messages = group.prompt.messages
     conversational = messages is not None
@@ -141,13 +172,20 @@ def to_row(group: Group) -> dict[str, Any]:
     if group.chosen is not None and group.rejected is not None:
         _write(row, "chosen", "chosen_", group.completions[group.chosen], conversational)
         _write(row, "rejected", "rejected_", group.completions[group.rejected], conversational)
+        given = {"margin": group.margin, "probability": group.probability}
+        row |= {name: value for name, value in given.items() if value is not None}
+    elif group.type == "scored":
+        row["completions"] = [_written(c, conversational) for c in group.completions]
+        row["scores"] = [c.score for c in group.completions]
+        if any(c.finish is not FinishReason.STOP for c in group.completions):
+            row["finishes"] = [c.finish.value for c in group.completions]
     elif len(group.completions) == 1:
         _write(row, "completion", "", group.completions[0], conversational)
     elif group.completions:
         raise DataError(
             f"{len(group.completions)} completions and no choice between them",
             where=group.where,
-            remedy="set chosen and rejected, or write one group a completion",
+            remedy="set chosen and rejected, score them all, or write one group a completion",
         )
     return row
 
@@ -156,14 +194,32 @@ def _write(
     row: dict[str, Any], name: str, prefix: str, completion: Completion, conversational: bool
 ) -> None:
     """The columns of one completion; finish and score only where they say something."""
-    text = completion.text
-    row[name] = [{"role": "assistant", "content": text}] if conversational else text
+    if completion.steps:
+        row |= _written_steps(completion)
+    else:
+        row[name] = _written(completion, conversational)
     if completion.finish is not FinishReason.STOP:
         row[f"{prefix}finish"] = completion.finish.value
     if completion.score is not None:
         row[f"{prefix}score"] = completion.score
     if completion.label is not None:
         row["label"] = completion.label
+
+
+def _written(completion: Completion, conversational: bool) -> Any:
+    text = completion.text
+    return [{"role": "assistant", "content": text}] if conversational else text
+
+
+def _written_steps(completion: Completion) -> dict[str, Any]:
+    """The columns of a completion in steps; the separator only where it is another than usual."""
+    text, steps = completion.text, completion.steps
+    row: dict[str, Any] = {
+        "completions": [text[step.start : step.end] for step in steps],
+        "labels": [step.label for step in steps],
+    }
+    separator = text[steps[0].end : steps[1].start] if len(steps) > 1 else STEP_SEPARATOR
+    return row if separator == STEP_SEPARATOR else {**row, "step_separator": separator}
 
 
 # Which columns there are

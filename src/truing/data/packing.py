@@ -1,6 +1,6 @@
 """Token groups to batches: every prompt stored once, rows kept short, nothing padded but rows.
 
-R rows · T positions · N predicted tokens · C completions · G groups
+R rows · T positions · N predicted tokens · C completions · G groups · S judged steps
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class _Layout:
         self.target_N: list[int] = []
         self.completion_N: list[int] = []
         self.group_C: list[int] = []
+        self.step_end_S: list[int] = []
 
     def add(self, index: int, group: TokenGroup, offset: int) -> None:
         prompt_length = len(group.prompt_ids)
@@ -100,6 +101,7 @@ class _Layout:
             self.target_N += range(offset, offset + length)
             self.completion_N += [len(self.group_C)] * length
             self.group_C.append(index)
+            self.step_end_S += [offset + last for last, _ in completion.steps]
             offset += length
 
     def _write(
@@ -129,12 +131,15 @@ class _Layout:
             target_N=torch.tensor(self.target_N, dtype=torch.long),
             completion_N=torch.tensor(self.completion_N, dtype=torch.long),
             group_C=torch.tensor(self.group_C, dtype=torch.long),
-            columns=columns,
+            columns=columns | self._steps(),
         )
+
+    def _steps(self) -> dict[str, Tensor]:
+        return {"step_end_S": torch.tensor(self.step_end_S)} if self.step_end_S else {}
 
 
 def _columns(groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
-    """What the groups themselves know: choices, verdicts, scores, the sampler's log-probs."""
+    """What the groups themselves know: choices, verdicts, scores, labels of steps."""
     completions = [c for group in groups for c in group.completions]
     columns = {
         "finished_C": torch.tensor([c.finish is FinishReason.STOP for c in completions]),
@@ -149,10 +154,19 @@ def _columns(groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
             first += len(group.completions)
         columns["chosen_G"] = torch.tensor(chosen)
         columns["rejected_G"] = torch.tensor(rejected)
+        for name in ("margin", "probability"):
+            given = [getattr(group, name) for group in groups]
+            if None not in given:
+                columns[f"{name}_G"] = torch.tensor(given, dtype=torch.float32)
     if completions and all(c.label is not None for c in completions):
         columns["label_C"] = torch.tensor([bool(c.label) for c in completions])
     if completions and all(c.score is not None for c in completions):
         columns["scores_C"] = torch.tensor([float(c.score or 0.0) for c in completions])
+    if any(c.mismatched for c in completions):
+        columns["mismatched_C"] = torch.tensor([c.mismatched for c in completions])
+    labels = [label for c in completions for _, label in c.steps]
+    if labels:
+        columns["step_label_S"] = torch.tensor(labels)
     return columns
 
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from truing.data.readers import Row
-from truing.groups import Completion, FinishReason, Group, GroupType, Message, Prompt
+from truing.groups import Completion, FinishReason, Group, GroupType, Message, Prompt, Step
 
 Format = Literal["plain", "conversational", "transcript"]
 
 EXTRAS = ("finish", "score")
 """What may be said of a completion in a column of its own: `score`, `chosen_score`, ..."""
+TYPE_EXTRAS: Mapping[GroupType, tuple[str, ...]] = {
+    "preference": ("margin", "probability"),
+    "scored": ("finishes",),
+    "stepwise": ("step_separator",),
+}
+"""What may be said of a whole row of a type."""
+STEP_SEPARATOR = "\n"
+"""What joins steps (as in TRL) where the row does not say another."""
 UNREAD = ("tools", "images")
 """Columns that would change what the model sees, and which nothing here can show it."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -52,31 +61,19 @@ def read_row(row: Row, kind: Kind) -> tuple[Group, Shape]:
     for name in UNREAD:
         if values.get(name):
             raise BadRowError(f"'{name}' is not supported")
-    used = {*kind.needs}
-    texts: tuple[str, ...]
+    used = {*kind.needs, *TYPE_EXTRAS.get(kind.type, ())}
     if kind.type == "preference":
-        prompt, texts, shape = _pair(values, explicit="prompt" in kind.needs)
-        prefixes: tuple[str, ...] = ("chosen_", "rejected_")
+        group, shape = _pair(values, explicit="prompt" in kind.needs)
+        used |= {f"{side}_{extra}" for side in ("chosen", "rejected") for extra in EXTRAS}
         if shape.implicit:
             used.discard("prompt")
     else:
-        prompt, texts = _single(values, kind)
-        prefixes = ("",) * len(texts)
-        shape = _shape_of(prompt)
-    label = _label(values["label"]) if kind.type == "unpaired" else None
-    used |= {prefix + extra for prefix in prefixes for extra in EXTRAS}
-    group = Group(
-        prompt,
-        tuple(
-            _completion(values, text, prefix, label)
-            for text, prefix in zip(texts, prefixes, strict=True)
-        ),
-        chosen=0 if kind.type == "preference" else None,
-        rejected=1 if kind.type == "preference" else None,
-        where=row.where,
-        columns={name: value for name, value in values.items() if name not in used},
-    )
-    return group, shape
+        group = _single(values, kind)
+        shape = _shape_of(group.prompt)
+        if len(group.completions) == 1:
+            used |= {*EXTRAS}
+    columns = {name: value for name, value in values.items() if name not in used}
+    return replace(group, where=row.where, columns=columns), shape
 
 
 def readable(messages: Sequence[Message]) -> str:
@@ -91,22 +88,79 @@ def _shape_of(prompt: Prompt) -> Shape:
     return Shape("plain" if prompt.messages is None else "conversational")
 
 
-def _single(values: Mapping[str, Any], kind: Kind) -> tuple[Prompt, tuple[str, ...]]:
-    """The prompt, and its one completion if the type has one."""
+def _single(values: Mapping[str, Any], kind: Kind) -> Group:
+    """A row that is no pair."""
     if "messages" in kind.needs:
         turns, text = _last_turn(_messages(values["messages"], "messages"), "messages")
-        return _conversation(turns), (text,)
+        return Group(_conversation(turns), (_completion(values, text),))
     prompt = _prompt(values["prompt"])
     if kind.type == "prompt-only":
-        return prompt, ()
-    return prompt, (_answer(values["completion"], "completion", prompt),)
+        return Group(prompt)
+    if kind.type == "scored":
+        return Group(prompt, _scored(values, prompt))
+    if kind.type == "stepwise":
+        return Group(prompt, (_stepwise(values),))
+    label = _label(values["label"], "label") if kind.type == "unpaired" else None
+    text = _answer(values["completion"], "completion", prompt)
+    return Group(prompt, (_completion(values, text, label=label),))
 
 
-def _pair(values: Mapping[str, Any], *, explicit: bool) -> tuple[Prompt, tuple[str, str], Shape]:
+def _scored(values: Mapping[str, Any], prompt: Prompt) -> tuple[Completion, ...]:
+    """Several answers, each with its score."""
+    texts = [_answer(text, "completions", prompt) for text in _list(values, "completions")]
+    if len(texts) < 2:
+        raise BadRowError("'completions' has fewer than two answers")
+    scores = [_number(score, "scores") for score in _list(values, "scores", len(texts))]
+    finishes: Sequence[Any] = [None] * len(texts)
+    if values.get("finishes") is not None:
+        finishes = _list(values, "finishes", len(texts))
+    return tuple(
+        Completion(text, _finish(finish, "finishes"), score)
+        for text, finish, score in zip(texts, finishes, scores, strict=True)
+    )
+
+
+def _stepwise(values: Mapping[str, Any]) -> Completion:
+    """One answer in steps, each with its label."""
+    texts = [_text(text, "completions") for text in _list(values, "completions")]
+    labels = [_label(label, "labels") for label in _list(values, "labels", len(texts))]
+    if not texts:
+        raise BadRowError("'completions' is empty")
+    separator = values.get("step_separator")
+    if separator is None:
+        separator = STEP_SEPARATOR
+    separator = _text(separator, "step_separator", blank=True)
+    steps, start = [], 0
+    for text, label in zip(texts, labels, strict=True):
+        steps.append(Step(start, start + len(text), label))
+        start += len(text) + len(separator)
+    return replace(_completion(values, separator.join(texts)), steps=tuple(steps))
+
+
+def _pair(values: Mapping[str, Any], *, explicit: bool) -> tuple[Group, Shape]:
+    """A pair, and how it was written."""
+    prompt, (chosen, rejected), shape = _pair_texts(values, explicit=explicit)
+    probability = _score(values.get("probability"), "probability")
+    if probability is not None and not 0 <= probability <= 1:
+        raise BadRowError("'probability' is not between 0 and 1")
+    group = Group(
+        prompt,
+        (_completion(values, chosen, "chosen_"), _completion(values, rejected, "rejected_")),
+        chosen=0,
+        rejected=1,
+        margin=_score(values.get("margin"), "margin"),
+        probability=probability,
+    )
+    return group, shape
+
+
+def _pair_texts(
+    values: Mapping[str, Any], *, explicit: bool
+) -> tuple[Prompt, tuple[str, str], Shape]:
     """The prompt, (chosen, rejected), and how they were written."""
     chosen, rejected = values["chosen"], values["rejected"]
-    talks = _is_talk(chosen)
-    if talks != _is_talk(rejected):
+    talks = _is_list(chosen)
+    if talks != _is_list(rejected):
         raise BadRowError("one of chosen and rejected is a conversation, the other is not")
     if explicit and not (talks and isinstance(values["prompt"], str)):
         prompt = _prompt(values["prompt"])
@@ -203,19 +257,19 @@ def _messages(value: Any, name: str) -> tuple[Message, ...]:
     )
 
 
-def _is_talk(value: Any) -> bool:
+def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
 def _prompt(value: Any) -> Prompt:
-    if _is_talk(value):
+    if _is_list(value):
         return _conversation(_messages(value, "prompt"))
     return Prompt(_text(value, "prompt"))
 
 
 def _answer(value: Any, name: str, prompt: Prompt) -> str:
     """A completion: text, or after a conversation one assistant message."""
-    if not _is_talk(value):
+    if not _is_list(value):
         return _text(value, name)
     messages = _messages(value, name)
     if prompt.messages is None:
@@ -226,12 +280,22 @@ def _answer(value: Any, name: str, prompt: Prompt) -> str:
 
 
 def _completion(
-    values: Mapping[str, Any], text: str, prefix: str, label: bool | None
+    values: Mapping[str, Any], text: str, prefix: str = "", label: bool | None = None
 ) -> Completion:
     finish, score = f"{prefix}finish", f"{prefix}score"
     return Completion(
         text, _finish(values.get(finish), finish), _score(values.get(score), score), label
     )
+
+
+def _list(values: Mapping[str, Any], name: str, length: int | None = None) -> Sequence[Any]:
+    """The column as a list, one entry for each of `length` completions."""
+    value: Sequence[Any] = values[name]
+    if not _is_list(value):
+        raise BadRowError(f"'{name}' is {type(value).__name__}, not a list")
+    if length is not None and len(value) != length:
+        raise BadRowError(f"'completions' and '{name}' are not equally many")
+    return value
 
 
 def _text(value: Any, name: str, *, blank: bool = False) -> str:
@@ -246,11 +310,11 @@ def _text(value: Any, name: str, *, blank: bool = False) -> str:
     return value
 
 
-def _label(value: Any) -> bool:
+def _label(value: Any, name: str) -> bool:
     """True or False; files without types write 1 and 0, or the words."""
     verdict = {"true": True, "false": False, "1": True, "0": False}.get(str(value).lower())
     if verdict is None:
-        raise BadRowError("'label' is neither true nor false")
+        raise BadRowError(f"'{name}' is neither true nor false")
     return verdict
 
 
@@ -263,12 +327,14 @@ def _finish(value: Any, name: str) -> FinishReason:
 
 
 def _score(value: Any, name: str) -> float | None:
-    if value is None:
-        return None
+    return None if value is None else _number(value, name)
+
+
+def _number(value: Any, name: str) -> float:
     try:
-        score = float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        score = math.nan
-    if not math.isfinite(score):
+        number = math.nan
+    if not math.isfinite(number):
         raise BadRowError(f"'{name}' is not a finite number")
-    return score
+    return number

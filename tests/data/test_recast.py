@@ -1,0 +1,86 @@
+"""Groups of one type as another: what is lent, what is judged, what is scored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from small_groups import random_groups
+from truing.data.packing import micro_batches, pack
+from truing.data.recast import as_scored, unpaired, with_mismatched
+from truing.errors import DataError
+from truing.groups import TokenCompletion, TokenGroup
+
+
+def judged(prompts: list[int]) -> list[TokenGroup]:
+    """One unpaired group a prompt; every completion is another one."""
+    return [
+        TokenGroup((prompt,), (TokenCompletion((100 + i,), label=i % 2 == 0, score=1.0),))
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+@given(st.lists(st.integers(3, 6), min_size=2, max_size=12), st.integers(0, 9))
+def test_every_group_is_lent_a_completion_of_another_prompt(prompts, seed):
+    groups = judged(prompts)
+    if len(set(prompts)) == 1:
+        with pytest.raises(DataError, match="all prompts are the same"):
+            with_mismatched(groups, seed)
+        return
+    owner = {group.completions[0].ids: group.prompt_ids for group in groups}
+    for before, after in zip(groups, with_mismatched(groups, seed), strict=True):
+        own, lent = after.completions
+        assert replace(after, completions=(own,)) == before
+        assert owner[lent.ids] != after.prompt_ids
+        assert (own.mismatched, lent.mismatched) == (False, True)
+        assert (lent.label, lent.score) == (own.label, None)
+
+
+def test_with_different_prompts_each_completion_is_lent_once_by_seed():
+    groups = judged(list(range(3, 40)))
+    lent = [group.completions[1].ids for group in with_mismatched(groups, 1)]
+    assert sorted(lent) == sorted(group.completions[0].ids for group in groups)
+    assert lent == [group.completions[1].ids for group in with_mismatched(groups, 1)]
+    assert lent != [group.completions[1].ids for group in with_mismatched(groups, 2)]
+    assert with_mismatched([], 1) == []
+
+
+def test_a_lent_completion_costs_its_own_tokens_and_is_marked():
+    groups = judged([3, 4, 5])
+    lent = with_mismatched(groups, 1)
+    assert [group.length for group in lent] == [group.length + 1 for group in groups]
+    batch = pack(lent)
+    assert batch["mismatched_C"].tolist() == [False, True] * 3
+    assert batch["label_C"].tolist() == [True, True, False, False, True, True]
+    # a group is never cut, so every micro-batch has both of its completions
+    for part in micro_batches(lent, 3):
+        assert pack(part)["mismatched_C"].float().mean() == 0.5
+
+
+def test_a_pair_is_two_verdicts():
+    pair = replace(random_groups(1, 1, 3)[0], chosen=2, rejected=0, margin=1.0, probability=0.9)
+    good, bad = unpaired([pair])
+    assert good.completions == (replace(pair.completions[2], label=True),)
+    assert bad.completions == (replace(pair.completions[0], label=False),)
+    assert (good.chosen, good.rejected, good.margin, good.probability) == (None,) * 4
+    assert good.prompt_ids == bad.prompt_ids == pair.prompt_ids
+    assert unpaired([good]) == [good]
+    assert pack([good, bad])["label_C"].tolist() == [True, False]
+    other = replace(pair, prompt_ids=(*pair.prompt_ids, 9))
+    assert len(with_mismatched(unpaired([pair, other]), 0)) == 4
+
+
+def test_a_pair_is_two_scores():
+    pair = replace(random_groups(1, 1, 2)[0], chosen=1, rejected=0)
+    (scored,) = as_scored([pair])
+    assert [c.score for c in scored.completions] == [1.0, 0.0]
+    assert [c.ids for c in scored.completions] == [c.ids for c in reversed(pair.completions)]
+    assert pack([scored])["scores_C"].tolist() == [1.0, 0.0]
+    assert "chosen_G" not in pack([scored])
+    own = tuple(replace(c, score=s) for c, s in zip(pair.completions, (2.0, 7.0), strict=True))
+    (kept,) = as_scored([replace(pair, completions=own)])
+    assert [c.score for c in kept.completions] == [7.0, 2.0]
+    assert as_scored([scored]) == [scored]
