@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = {
     0: {"errors", "groups", "batch", "ops", "registry"},
-    1: {"config", "rundir", "data", "models", "objectives", "rewards"},
+    1: {"config", "rundir", "data", "models", "objectives", "rewards", "exact"},
     2: {"rollouts"},
     3: {"training", "evaluation"},
     4: {"pipeline"},

@@ -18,9 +18,8 @@ from torch import Tensor
 from truing.errors import NumericsError, UsageError
 from truing.ops import segment_sum
 
-LARGEST_VOCABULARY = 6
-LARGEST_LENGTH = 6
-"""6 and 6 are 3906 contexts and 19531 sentences: still a blink for sums over Y."""
+LARGEST = 6
+"""Of vocabulary and length: 3906 contexts, 19531 sentences; a sum over them is still a blink."""
 
 Tokens = tuple[int, ...]
 
@@ -51,16 +50,13 @@ class Language:
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
-            ("vocabulary", self.vocabulary, 2, LARGEST_VOCABULARY),
-            ("max_length", self.max_length, 1, LARGEST_LENGTH),
+            ("vocabulary", self.vocabulary, 2, LARGEST),
+            ("max_length", self.max_length, 1, LARGEST),
             ("stop", self.stop, 0, self.vocabulary - 1),
         ):
             if not low <= value <= high:
-                raise UsageError(
-                    f"{name} is {value}, but every sentence is to be written down",
-                    where="Language",
-                    remedy=f"choose {name} from {low} to {high}",
-                )
+                what = f"{name} is {value}, but every sentence is to be written down"
+                raise UsageError(what, where="Language", remedy=f"choose it from {low} to {high}")
 
     @cached_property
     def _tree(self) -> tuple[tuple[Tokens, ...], tuple[Tokens, ...]]:
@@ -118,11 +114,9 @@ class Language:
         """
         size = (len(self.contexts), self.vocabulary)
         if tuple(logits_SV.shape) != size:
-            raise UsageError(
-                f"logits have shape {list(logits_SV.shape)}, this language needs {list(size)}",
-                where="Language.token_logps",
-                remedy="one row a context, one column a token",
-            )
+            what = f"logits have shape {list(logits_SV.shape)}, this language needs {list(size)}"
+            remedy = "one row a context, one column a token"
+            raise UsageError(what, where="Language.token_logps", remedy=remedy)
         _refuse_infinite(logits_SV, "Language.token_logps")
         table_SV = logits_SV.double().log_softmax(-1)
         return table_SV[self.contexts_YT, self.tokens_YT] * self.mask_YT
@@ -132,7 +126,7 @@ class Language:
         return self.token_logps(logits_SV).sum(-1)
 
     def logits_of(self, logps_Y: Tensor) -> Tensor:
-        """The table that realises a law over sentences: conditionals are ratios of descendants' mass.
+        """The table that realises a law over sentences: ratios of its descendants' mass.
 
             logit(s, a) = log Σ_{y begins with s a} p(y) − log Σ_{y begins with s} p(y)
 

@@ -2,7 +2,7 @@
 
     J(π) = E_π[r] − β KL(π‖ref)        π* = ref · exp(r/β) / Z        max J = β log Z
 
-S contexts · V vocabulary · Y sentences · T positions · B points of a frontier
+S contexts · V vocabulary · Y sentences · B points of a frontier
 
 A law over sentences is `logps_Y`, nats, finite; leading axes are carried along. Only r/β decides
 where π* lies: β is in units of reward per nat.
@@ -101,38 +101,6 @@ def small_kl_reward(reference_logps_Y: Tensor, rewards_Y: Tensor, divergence: fl
     return expectation(reference_logps_Y, rewards_Y) + (2 * divergence * spread).sqrt()
 
 
-def token_rewards(
-    language: Language,
-    logits_SV: Tensor,
-    reference_logits_SV: Tensor,
-    rewards_Y: Tensor,
-    beta: float,
-) -> Tensor:
-    """R_t = −β (log π(y_t) − log ref(y_t)) + 1[t is last] r(y): PPO's rewards; they sum to J's.
-
-    Shape [Y, T], 0 at padding, unit of the reward. Raises what `Language.token_logps` does.
-    Source: algorithm sheet, 1.3; Ziegler et al. 2019 (arXiv 1909.08593), eq. 2.
-    """
-    drift_YT = kl_k1(language.token_logps(logits_SV), language.token_logps(reference_logits_SV))
-    last_YT = torch.arange(language.max_length) == language.lengths_Y[:, None] - 1
-    return rewards_Y[:, None] * last_YT - beta * drift_YT
-
-
-def context_values(language: Language, logits_SV: Tensor, rewards_YT: Tensor) -> Tensor:
-    """V(s) = E_π[Σ_{t' ≥ t} R_t' | context s at t]: what an exact critic answers.
-
-    Shape [S], unit of the reward. `rewards_YT`: per token, 0 at padding, e.g. `token_rewards`.
-    Raises what `Language.token_logps` does. Source: definition; algorithm sheet, O6.
-    """
-    logps_YT = language.token_logps(logits_SV)
-    onward_YT, returns_YT = _sum_from_here_on(logps_YT), _sum_from_here_on(rewards_YT)
-    mask_YT = language.mask_YT
-    values_S = logps_YT.new_zeros(len(language.contexts))
-    # π(rest of the sentence | context) weighs it: a product, so a context never reached is no 0/0
-    parts = (onward_YT.exp() * returns_YT)[mask_YT]
-    return values_S.index_add(0, language.contexts_YT[mask_YT], parts)
-
-
 def policy_gradient(
     language: Language, logits_SV: Tensor, reference_logps_Y: Tensor, rewards_Y: Tensor, beta: float
 ) -> Tensor:
@@ -145,10 +113,6 @@ def policy_gradient(
     logps_Y = language.sentence_logps(logits_SV)
     value = rlhf_objective(logps_Y, reference_logps_Y, rewards_Y, beta)
     return torch.autograd.grad(value, logits_SV)[0]
-
-
-def _sum_from_here_on(values_YT: Tensor) -> Tensor:
-    return values_YT.flip(-1).cumsum(-1).flip(-1)
 
 
 def _refuse_beta(beta: float | Tensor) -> None:
