@@ -1,13 +1,24 @@
-"""Proximal policy optimisation, the clipped form, with a clipped value loss.
+"""Proximal policy optimisation: the clipped surrogate, with a clipped value loss.
 
     w_n = π(y_n) / π_old(y_n)
-    L_π = (1/N) Σ_n max( −A_n w_n, −A_n clip(w_n, 1−ε, 1+ε) )
+    L_π = (1/N) Σ_n max( −A_n w_n, −A_n clip(w_n, 1−ε, 1+ε) )        at most −c A_n where A_n < 0
     L_V = (1/N) Σ_n ½ max( (V_n − G_n)², (clip(V_n, V_old,n ± ε_V) − G_n)² )
-    L   = L_π + c_V L_V
+    L   = L_π + c_V L_V − γ (1/M) Σ_m log π(demonstration token m)   PPO-ptx, if γ > 0
 
 Advantages A and returns G come from the credit rule `gae`, where the KL penalty sits in the
-per-token reward. Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7 and 9; value clipping
-and ½ as in openai/lm-human-preferences (Ziegler et al. 2019, arXiv 1909.08593).
+per-token reward. Demonstrations stand beside the rollout and feel only the last term.
+
+Gradient: at w = 1 it is −A ∇log π. The clip ends the pull of a token that has moved ε the way A
+asked; one that went the other way is pulled back, without bound if A < 0 and there is no dual clip.
+Implementations: ε_V is 0.2 (lm-human-preferences, TRL) or 0.5 (OpenRLHF, verl); verl has c = 3.
+Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7
+and 9; value clip and ½: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"
+(arXiv 1909.08593), its code; dual clip: Ye et al. 2020, "Mastering Complex Control in MOBA Games
+with Deep Reinforcement Learning" (arXiv 1912.09729), eq. 5; ptx: Ouyang et al. 2022, "Training
+language models to follow instructions with human feedback" (arXiv 2203.02155), eq. 2.
+
+    >>> worked(PPO())
+    0.111108
 """
 
 from __future__ import annotations
@@ -19,74 +30,90 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from truing.batch import Batch, Loss, Outputs, extreme_of, mean_of
-from truing.objectives.base import KNOBS, Objective
-from truing.ops import EXP_LIMIT
-
-
-def clipped_surrogate(ratio_N: Tensor, advantages_N: Tensor, epsilon: float) -> Tensor:
-    """max(−A w, −A clip(w, 1±ε)) per token: no incentive to move further outside the range."""
-    unclipped_N = -advantages_N * ratio_N
-    clipped_N = -advantages_N * ratio_N.clamp(1 - epsilon, 1 + epsilon)
-    return torch.maximum(unclipped_N, clipped_N)
-
-
-def clipped_value_loss(
-    values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, epsilon: float | None
-) -> Tensor:
-    """½ max of the squared errors of V and of V clipped to V_old ± ε; no clipping if None."""
-    error_N = (values_N - returns_N).square()
-    if epsilon is not None:
-        near_N = old_values_N + (values_N - old_values_N).clamp(-epsilon, epsilon)
-        error_N = torch.maximum(error_N, (near_N - returns_N).square())
-    return error_N / 2
+from truing.batch import Batch, Loss, Metric, Outputs, mean_of
+from truing.objectives.base import KNOBS, Objective, WholeStep
+from truing.objectives.policy_gradient._surrogates import (
+    clipped_surrogate,
+    clipped_value_loss,
+    ratio_metrics,
+    ratio_of,
+)
 
 
 @dataclass(frozen=True, config=KNOBS)
 class PPO(Objective):
-    """The clipped surrogate and the clipped value loss, both averaged over all tokens.
+    """The clipped surrogate and the clipped value loss, both averaged over all rollout tokens.
 
     Shapes: everything over N; log-probs in nats at the sampling temperature. Raises nothing of
     its own. Departures: log-ratios are clamped to ±20 inside exp, which only an exploded policy
-    reaches.
+    reaches; ptx is a mean over demonstration tokens, which the paper leaves open.
     """
 
-    cliprange: Annotated[float, Field(gt=0)] = 0.2
+    cliprange: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
     """ε: how far the ratio may move before its gradient is cut. 0.2 in the paper."""
-    cliprange_value: Annotated[float, Field(gt=0)] | None = 0.2
+    cliprange_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.2
     """ε_V: the same for values, in reward units; null turns it off."""
-    vf_coef: Annotated[float, Field(ge=0)] = 0.1
+    vf_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     """c_V: weight of the value loss. 0.1 in Ziegler et al."""
+    dual_clip: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    """c: where A < 0 the loss is at most −c A. Larger cuts less; null: off. 3 in Ye et al."""
+    ptx_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """γ: weight of the likelihood of demonstrations. Larger forgets less; 27.8 in InstructGPT."""
 
     trains = "policy+value"
     unit = "tokens"
     needs = frozenset({"sampled_logps_N", "advantages_N", "returns_N", "values_N"})
+    prepared = frozenset({"demonstration_scale"})
     credit = "gae"
     step_zero = {"val/ratio": (1.0, 0.0), "policy/clipfrac_avg": (0.0, 0.0)}
+
+    @property
+    def required(self) -> frozenset[str]:
+        return self.needs | ({"demonstration_C", *self.prepared} if self.ptx_coef else set())
+
+    def weigh(self, batch: Batch) -> float:
+        return float(batch.size_N - int(self._demonstrated(batch).sum()))
+
+    def prepare(self, step: WholeStep) -> list[Batch]:
+        # with this factor the step's one division makes a mean of the demonstrations' sum too
+        demonstrated = sum(int(self._demonstrated(batch).sum()) for batch in step.batches)
+        scale = sum(map(self.weigh, step.batches)) / max(demonstrated, 1)
+        return [
+            batch.with_columns(demonstration_scale=batch["sampled_logps_N"].new_tensor(scale))
+            for batch in step.batches
+        ]
 
     def __call__(self, batch: Batch, outputs: Outputs) -> Loss:
         assert outputs.logps_N is not None
         assert outputs.values_N is not None
-        log_ratio_N = outputs.logps_N - batch["sampled_logps_N"]
-        ratio_N = log_ratio_N.clamp(-EXP_LIMIT, EXP_LIMIT).exp()
-        policy_N = clipped_surrogate(ratio_N, batch["advantages_N"], self.cliprange)
-        value_N = clipped_value_loss(
-            outputs.values_N, batch["values_N"], batch["returns_N"], self.cliprange_value
+        mine_N = ~self._demonstrated(batch)
+        log_ratio_N = (outputs.logps_N - batch["sampled_logps_N"])[mine_N]
+        ratio_N, advantages_N = ratio_of(log_ratio_N), batch["advantages_N"][mine_N]
+        policy_N = clipped_surrogate(
+            ratio_N, advantages_N, self.cliprange, dual_clip=self.dual_clip
         )
-        loss_N = policy_N + self.vf_coef * value_N
-        unclipped_N = -batch["advantages_N"] * ratio_N
-        moved_N = (outputs.values_N - batch["values_N"]).abs()
-        limit = self.cliprange_value or torch.inf
-        metrics = {
-            "loss": mean_of(loss_N),
+        values_N, old_values_N = outputs.values_N[mine_N], batch["values_N"][mine_N]
+        limit, returns_N = self.cliprange_value, batch["returns_N"][mine_N]
+        value_N = clipped_value_loss(values_N, old_values_N, returns_N, limit)
+        moved_N = (values_N - old_values_N).abs() > (limit or torch.inf)
+        total = (policy_N + self.vf_coef * value_N).sum()
+        metrics = ratio_metrics(ratio_N, log_ratio_N) | {
             "loss/policy_avg": mean_of(policy_N),
             "loss/value_avg": mean_of(value_N),
-            "policy/approxkl_avg": mean_of(log_ratio_N.square() / 2),
-            "policy/clipfrac_avg": mean_of((policy_N > unclipped_N).float()),
-            "val/clipfrac_avg": mean_of((moved_N > limit).float()),
-            "val/ratio": mean_of(ratio_N),
-            "val/ratio_max": extreme_of(ratio_N, "max"),
+            "policy/clipfrac_avg": mean_of((policy_N != -advantages_N * ratio_N).float()),
+            "val/clipfrac_avg": mean_of(moved_N.float()),
         }
+        if self.ptx_coef:
+            nll = -outputs.logps_N[~mine_N]
+            total = total + self.ptx_coef * batch["demonstration_scale"] * nll.sum()
+            metrics["loss/ptx_avg"] = mean_of(nll)
         if outputs.entropy_N is not None:
-            metrics["policy/entropy_avg"] = mean_of(outputs.entropy_N)
-        return Loss(loss_N.sum(), float(batch.size_N), metrics)
+            metrics["policy/entropy_avg"] = mean_of(outputs.entropy_N[mine_N])
+        metrics["loss"] = Metric(total.detach().float(), self.weigh(batch))
+        return Loss(total, self.weigh(batch), metrics)
+
+    def _demonstrated(self, batch: Batch) -> Tensor:
+        """Which tokens belong to demonstrations: none without ptx_coef."""
+        if not self.ptx_coef:
+            return torch.zeros_like(batch.completion_N, dtype=torch.bool)
+        return batch["demonstration_C"][batch.completion_N]
