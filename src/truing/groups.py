@@ -16,6 +16,9 @@ from typing import Any, Literal
 GroupType = Literal[
     "prompt-only", "prompt-completion", "preference", "unpaired", "scored", "stepwise"
 ]
+CHOICE_COLUMNS = ("margin", "probability")
+"""Columns of a pair that speak of its choice: by how much chosen is better (in the annotator's own
+unit), and the probability that it is better than rejected."""
 
 
 class FinishReason(StrEnum):
@@ -85,10 +88,6 @@ class Group:
     """Where it came from, for messages: `file:line`."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of the row, handed to rewards as they are."""
-    margin: float | None = None
-    """Of a pair: by how much chosen is better, if that was given. Unit: the annotator's own."""
-    probability: float | None = None
-    """Of a pair: probability that chosen is better than rejected, if that was given."""
 
     @property
     def type(self) -> GroupType:
@@ -105,8 +104,9 @@ class Group:
         return "prompt-completion" if first.label is None else "unpaired"
 
     def bare(self) -> Group:
-        """The prompt alone, with its columns: what completions are drawn for."""
-        return Group(self.prompt, where=self.where, columns=self.columns)
+        """The prompt alone, for other completions: without what was said of this choice."""
+        columns = {name: v for name, v in self.columns.items() if name not in CHOICE_COLUMNS}
+        return Group(self.prompt, where=self.where, columns=columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,9 @@ class TokenGroup:
     origin: Group | None = None
     """The group these ids were made from: its text and columns are what rewards are given."""
     margin: float | None = None
+    """By how much chosen is better, if that was given (see CHOICE_COLUMNS)."""
     probability: float | None = None
+    """Probability that chosen is better than rejected, if that was given."""
 
     @property
     def length(self) -> int:

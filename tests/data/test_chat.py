@@ -264,11 +264,14 @@ def test_a_step_without_tokens_makes_a_bad_row() -> None:
 
 
 def test_what_was_said_of_a_pair_comes_along() -> None:
-    pair = Group(Prompt("p"), (Completion("a"), Completion("b")), 0, 1, margin=2.0, probability=0.9)
+    said = {"margin": 2.0, "probability": 0.9}
+    pair = Group(Prompt("p"), (Completion("a"), Completion("b")), 0, 1, columns=said)
     tokens = CHAT.encode(pair)
     assert (tokens.margin, tokens.probability) == (2.0, 0.9)
     bare = CHAT.encode(pair, with_completions=False)
     assert (bare.margin, bare.probability) == (None, None)
+    single = Group(Prompt("p"), (Completion("a"),), columns={"margin": "of the page"})
+    assert CHAT.encode(single).margin is None
 
 
 # Length

@@ -32,6 +32,8 @@ def only(*values: dict[str, Any]) -> Group:
     return parse(*values).groups[0]
 
 
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+
 # Every type, plain and conversational
 
 QUESTION = said("system: be kind", "user: hi")
@@ -219,12 +221,10 @@ def test_completions_that_nothing_is_said_of_are_a_column_of_prompts() -> None:
 
 
 def test_pairs_may_say_how_sure_they_are() -> None:
-    group = only(
-        {"prompt": "p", "chosen": "a", "rejected": "b", "margin": "1.5", "probability": 0.8}
-    )
-    assert (group.margin, group.probability, group.columns) == (1.5, 0.8, {})
+    group = only({**PAIR, "margin": "1.5", "probability": 0.8, "id": 3})
+    assert group.columns == {"margin": 1.5, "probability": 0.8, "id": 3}
     # they are the pair's: completions drawn for its prompt inherit neither
-    assert group.bare() == Group(Prompt("p"), where="a:1")
+    assert group.bare() == Group(Prompt("p"), where="a:1", columns={"id": 3})
 
 
 def test_your_own_column_names() -> None:
@@ -348,8 +348,7 @@ def test_bad_stepwise_rows(row: dict[str, Any], reason: str) -> None:
     ],
 )
 def test_bad_margins_and_probabilities(extra: dict[str, Any], reason: str) -> None:
-    good = {"prompt": "p", "chosen": "a", "rejected": "b"}
-    assert reason in refused(good, {**good, **extra})
+    assert reason in refused(PAIR, {**PAIR, **extra})
 
 
 def refused(good: dict[str, Any], bad: dict[str, Any]) -> str:
@@ -517,8 +516,9 @@ def groups(draw: st.DrawFn) -> Group:
             return Group(prompt, (draw(stepwise(first)),), where="a:1", columns=columns)
         case _:
             other = Completion(second.text + "x" * (first.text == second.text), second.finish)
-            margin, probability = draw(NUMBER), draw(st.none() | st.floats(0, 1))
-            return Group(prompt, (first, other), 0, 1, "a:1", columns, margin, probability)
+            if draw(st.booleans()):
+                columns = {**columns, "margin": draw(NUMBER.filter(bool)), "probability": 0.75}
+            return Group(prompt, (first, other), 0, 1, "a:1", columns)
 
 
 @st.composite

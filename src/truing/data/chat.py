@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from truing.data.formats import BadRows, Dropped, settle
 from truing.errors import DataError, ModelError
-from truing.groups import Completion, FinishReason, Group, Message, TokenCompletion, TokenGroup
+from truing.groups import (
+    CHOICE_COLUMNS,
+    Completion,
+    FinishReason,
+    Group,
+    Message,
+    TokenCompletion,
+    TokenGroup,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -52,6 +60,9 @@ class ChatTokenizer:
         """The ids of a group. Raises DataError for a prompt without tokens or that the template
         refuses, ModelError for a conversation without a template."""
         said = group if with_completions else group.bare()
+        choice = {}
+        if said.chosen is not None:
+            choice = {name: said.columns.get(name) for name in CHOICE_COLUMNS}
         return TokenGroup(
             self._prompt_ids(group),
             tuple(self._completion_ids(completion, group.where) for completion in said.completions),
@@ -59,8 +70,7 @@ class ChatTokenizer:
             rejected=said.rejected,
             where=group.where,
             origin=group,
-            margin=said.margin,
-            probability=said.probability,
+            **choice,
         )
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -36,7 +36,7 @@ from truing.data.rows import (
     read_row,
 )
 from truing.errors import DataError, suggest
-from truing.groups import Completion, FinishReason, Group, GroupType
+from truing.groups import CHOICE_COLUMNS, Completion, FinishReason, Group, GroupType
 
 BadRows = Literal["error", "drop"]
 
@@ -172,8 +172,7 @@ def to_row(group: Group) -> dict[str, Any]:
     if group.chosen is not None and group.rejected is not None:
         _write(row, "chosen", "chosen_", group.completions[group.chosen], conversational)
         _write(row, "rejected", "rejected_", group.completions[group.rejected], conversational)
-        given = {"margin": group.margin, "probability": group.probability}
-        row |= {name: value for name, value in given.items() if value is not None}
+        row |= {name: group.columns[name] for name in CHOICE_COLUMNS if name in group.columns}
     elif group.type == "scored":
         row["completions"] = [_written(c, conversational) for c in group.completions]
         row["scores"] = [c.score for c in group.completions]

@@ -10,14 +10,23 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from truing.data.readers import Row
-from truing.groups import Completion, FinishReason, Group, GroupType, Message, Prompt, Step
+from truing.groups import (
+    CHOICE_COLUMNS,
+    Completion,
+    FinishReason,
+    Group,
+    GroupType,
+    Message,
+    Prompt,
+    Step,
+)
 
 Format = Literal["plain", "conversational", "transcript"]
 
 EXTRAS = ("finish", "score")
 """What may be said of a completion in a column of its own: `score`, `chosen_score`, ..."""
 TYPE_EXTRAS: Mapping[GroupType, tuple[str, ...]] = {
-    "preference": ("margin", "probability"),
+    "preference": CHOICE_COLUMNS,
     "scored": ("finishes",),
     "stepwise": ("step_separator",),
 }
@@ -73,7 +82,7 @@ def read_row(row: Row, kind: Kind) -> tuple[Group, Shape]:
         if len(group.completions) == 1:
             used |= {*EXTRAS}
     columns = {name: value for name, value in values.items() if name not in used}
-    return replace(group, where=row.where, columns=columns), shape
+    return replace(group, where=row.where, columns={**columns, **group.columns}), shape
 
 
 def readable(messages: Sequence[Message]) -> str:
@@ -140,7 +149,8 @@ def _stepwise(values: Mapping[str, Any]) -> Completion:
 def _pair(values: Mapping[str, Any], *, explicit: bool) -> tuple[Group, Shape]:
     """A pair, and how it was written."""
     prompt, (chosen, rejected), shape = _pair_texts(values, explicit=explicit)
-    probability = _score(values.get("probability"), "probability")
+    given = {name: _score(values.get(name), name) for name in CHOICE_COLUMNS}
+    probability = given["probability"]
     if probability is not None and not 0 <= probability <= 1:
         raise BadRowError("'probability' is not between 0 and 1")
     group = Group(
@@ -148,8 +158,7 @@ def _pair(values: Mapping[str, Any], *, explicit: bool) -> tuple[Group, Shape]:
         (_completion(values, chosen, "chosen_"), _completion(values, rejected, "rejected_")),
         chosen=0,
         rejected=1,
-        margin=_score(values.get("margin"), "margin"),
-        probability=probability,
+        columns={name: value for name, value in given.items() if value is not None},
     )
     return group, shape
 

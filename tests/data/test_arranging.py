@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from small_groups import random_groups
+from truing.data.arranging import as_scored, demonstrations, unpaired, with_mismatched
 from truing.data.packing import micro_batches, pack
-from truing.data.recast import as_scored, unpaired, with_mismatched
 from truing.errors import DataError
 from truing.groups import TokenCompletion, TokenGroup
 
@@ -58,6 +58,19 @@ def test_a_lent_completion_costs_its_own_tokens_and_is_marked():
     # a group is never cut, so every micro-batch has both of its completions
     for part in micro_batches(lent, 3):
         assert pack(part)["mismatched_C"].float().mean() == 0.5
+
+
+def test_demonstrations_are_the_chosen_the_desirable_and_the_best():
+    pair = replace(random_groups(1, 1, 2)[0], chosen=1, rejected=0, margin=1.0)
+    (shown,) = demonstrations([pair])
+    assert shown == TokenGroup(pair.prompt_ids, (pair.completions[1],))
+    good, bad = judged([3, 4])
+    assert demonstrations([good, bad, shown]) == [good, shown]
+    scored = [
+        TokenGroup((1,), tuple(TokenCompletion((i,), score=s) for i, s in enumerate(scores)))
+        for scores in ((1.0, 3.0, 2.0), (-2.0, -1.0, -1.0))
+    ]
+    assert [group.completions[0].ids for group in demonstrations(scored)] == [(1,), (1,)]
 
 
 def test_a_pair_is_two_verdicts():

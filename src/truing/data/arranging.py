@@ -11,6 +11,13 @@ from truing.errors import DataError
 from truing.groups import TokenCompletion, TokenGroup
 
 
+def demonstrations(groups: Iterable[TokenGroup]) -> list[TokenGroup]:
+    """Of a pair the chosen completion, of scored ones the (first) best; of verdicts the good."""
+    return [
+        _with(group, (_best(group),)) for group in groups if group.completions[0].label is not False
+    ]
+
+
 def unpaired(groups: Iterable[TokenGroup]) -> list[TokenGroup]:
     """Every pair as two groups, the chosen one with label True, then the rejected one with False.
 
@@ -60,8 +67,14 @@ def with_mismatched(groups: Sequence[TokenGroup], seed: int) -> list[TokenGroup]
     ]
 
 
+def _best(group: TokenGroup) -> TokenCompletion:
+    if group.chosen is not None:
+        return group.completions[group.chosen]
+    return max(group.completions, key=lambda completion: completion.score or 0.0)
+
+
 def _with(group: TokenGroup, completions: tuple[TokenCompletion, ...]) -> TokenGroup:
-    """The group without its choice, and what was said of that."""
+    """The group with these completions, without its choice and what was said of that."""
     return replace(
         group, completions=completions, chosen=None, rejected=None, margin=None, probability=None
     )
