@@ -52,7 +52,7 @@ PRESETS: Mapping[str, Preset] = {
             "num_generations": 16,
             "score_normalization": "none",
         },
-        summary="Higher upper clip, token average, silent groups redrawn, soft length limit, no KL. "
+        summary="Higher upper clip, token mean, silent groups redrawn, soft length limit, no KL. "
         "Set overlong_cache to a fifth of max_completion_length.",
         source='Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning System at Scale" '
         "(arXiv 2503.14476)",
