@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from truing.batch import Batch, Loss, Metric, Outputs, mean_of
 from truing.objectives.base import Objective
+from truing.objectives.pairwise._declared import Average
 from truing.ops import segment_sum
 
 
@@ -26,7 +26,7 @@ class Side:
     reference_P: Tensor
     """log π_ref(y|x), summed; zeros for methods without a reference."""
     lengths_P: Tensor
-    """Tokens, stop token included; at least 1, so that means of nothing are 0."""
+    """Tokens, stop token included. Means over the tokens of an empty completion are 0."""
 
     @property
     def ratio_P(self) -> Tensor:
@@ -36,12 +36,12 @@ class Side:
     @property
     def mean_logp_P(self) -> Tensor:
         """log π per token."""
-        return self.logps_P / self.lengths_P
+        return self.logps_P / self.lengths_P.clamp(min=1)
 
     @property
     def mean_ratio_P(self) -> Tensor:
         """ρ per token."""
-        return self.ratio_P / self.lengths_P
+        return self.ratio_P / self.lengths_P.clamp(min=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ def pairs_of(
         logps_N, reference_N = logps_N * weights_N, reference_N * weights_N
     logps_C = segment_sum(logps_N, batch.completion_N, batch.size_C)
     reference_C = segment_sum(reference_N, batch.completion_N, batch.size_C)
-    lengths_C = batch.lengths_C.clamp(min=1).to(logps_C.dtype)
-    sides = [
+    lengths_C = batch.lengths_C.to(logps_C.dtype)
+    chosen, rejected = (
         Side(logps_C[side_P], reference_C[side_P], lengths_C[side_P])
         for side_P in (batch["chosen_G"], batch["rejected_G"])
-    ]
-    return Pairs(*sides, batch=batch, outputs=outputs)
+    )
+    return Pairs(chosen, rejected, batch, outputs)
 
 
 class PairObjective(Objective):
@@ -115,10 +115,6 @@ class PairObjective(Objective):
         return Loss(loss_P.sum(), self.weigh(batch), metrics | self.more_metrics(pairs))
 
 
-REFERENCE_FREE = frozenset({"chosen_G", "rejected_G"})
-"""`needs` of the methods that read no reference: half the models, and no leash."""
-
-
-def nll_of(side: Side, average: Literal["sequence", "sum"]) -> Tensor:
+def nll_of(side: Side, average: Average) -> Tensor:
     """Negative log-likelihood of a side: per token of each sequence, or summed. Shape [P]."""
     return -(side.mean_logp_P if average == "sequence" else side.logps_P)

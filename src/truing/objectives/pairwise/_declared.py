@@ -1,0 +1,36 @@
+"""What pairwise objectives declare: ranges of their fields, and the loss at the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Average = Literal["sequence", "sum"]
+"""How the log-likelihood of a sequence is measured: per token of it, or summed over them."""
+
+REFERENCE_FREE = frozenset({"chosen_G", "rejected_G"})
+"""`needs` of the methods that read no reference: half the models, and no leash."""
+
+Expected = Mapping[str, tuple[float, float]]
+
+NO_MARGIN: Expected = {"rewards/margins": (0.0, 1e-5)}
+"""At the reference no side has an implicit reward; the loss there depends on the data."""
+
+
+def at_reference(loss: float) -> Expected:
+    """A `step_zero`: the loss where policy and reference agree, to five digits, and no margin."""
+    return {"loss": (loss, 1e-5 * max(1.0, loss)), **NO_MARGIN}
+
+
+class FromFields:
+    """A `step_zero` that follows from the fields. Read from the class, it is the defaults'."""
+
+    def __init__(self, expected: Callable[[Any], Expected]) -> None:
+        self.expected = expected
+
+    def __get__(self, objective: object | None, kind: type) -> Expected:
+        return self.expected(kind() if objective is None else objective)
