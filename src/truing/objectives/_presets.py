@@ -26,23 +26,57 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
+    "ipo_sum": Preset(
+        of="ipo",
+        keys={"length_normalize": False},
+        summary="IPO on summed log-ratios: the paper's formula, for which its theorem holds.",
+        source='Azar et al. 2023, "A General Theoretical Paradigm to Understand Learning from '
+        'Human Preferences" (arXiv 2310.12036), section 5',
+    ),
+    "f_dpo_forward_kl": Preset(
+        of="f_dpo",
+        keys={"divergence": "forward_kl"},
+        summary="DPO under forward KL: the policy is to cover the reference.",
+        source='Wang et al. 2023, "Beyond Reverse KL: Generalizing Direct Preference Optimization '
+        'with Diverse Divergence Constraints" (arXiv 2309.16240)',
+    ),
+    "f_dpo_alpha": Preset(
+        of="f_dpo",
+        keys={"divergence": "alpha", "alpha": 0.5},
+        summary="DPO under an alpha divergence, between reverse and forward KL.",
+        source='Wang et al. 2023, "Beyond Reverse KL: Generalizing Direct Preference Optimization '
+        'with Diverse Divergence Constraints" (arXiv 2309.16240)',
+    ),
+    "irpo": Preset(
+        of="rpo",
+        keys={"beta": 0.1, "nll_coef": 1.0, "nll_average": "sequence"},
+        summary="Iterative reasoning preference optimisation: DPO plus the chosen answer's NLL per "
+        "token, both with weight 1.",
+        source='Pang et al. 2024, "Iterative Reasoning Preference Optimization" (arXiv 2404.19733)',
+    ),
+    "tr_dpo_hard": Preset(
+        of="tr_dpo",
+        keys={"mixup_alpha": 1.0, "sync_steps": 512},
+        summary="Trust-region DPO by hard updates: the policy replaces the reference.",
+        source='Gorbatovski et al. 2024, "Learn Your Reference Model for Real Good Alignment" '
+        "(arXiv 2404.09656)",
+    ),
     "dr_grpo": Preset(
         of="grpo",
         keys={
             "aggregation": "constant",
             "beta": 0.0,
-            "baseline": "group",
             "scale_rewards": "none",
             "num_generations": 8,
             "score_normalization": "none",
         },
         summary="GRPO without its two biases: no deviation, no division by length; no KL.",
-        source='Liu et al. 2025, "Understanding R1-Zero-Like Training" (arXiv 2503.20783)',
+        source='Liu et al. 2025, "Understanding R1-Zero-Like Training: A Critical Perspective" '
+        "(arXiv 2503.20783)",
     ),
     "dapo": Preset(
         of="grpo",
         keys={
-            "epsilon": 0.2,
             "epsilon_high": 0.28,
             "aggregation": "token",
             "beta": 0.0,
@@ -75,7 +109,8 @@ PRESETS: Mapping[str, Preset] = {
         },
         summary="REINFORCE++: one completion a prompt, KL per token in the return, advantages "
         "whitened over the rollout, PPO's clip.",
-        source='Hu et al. 2025, "REINFORCE++" (arXiv 2501.03262); kl_coef as in its code',
+        source='Hu et al. 2025, "REINFORCE++: Stabilizing Critic-Free Policy Optimization with '
+        'Global Advantage Normalization" (arXiv 2501.03262), kl_coef as in its code',
     ),
     "reinforce_pp_baseline": Preset(
         of="grpo",
@@ -83,24 +118,23 @@ PRESETS: Mapping[str, Preset] = {
             "aggregation": "token",
             "beta": 0.001,
             "kl_estimator": "k2",
-            "baseline": "group",
             "scale_rewards": "batch",
             "num_generations": 8,
         },
         summary="REINFORCE++ with the group's mean taken off before whitening, and a k2 loss.",
-        source='Hu et al. 2025, "REINFORCE++" (arXiv 2501.03262); beta as in its code',
+        source='Hu et al. 2025, "REINFORCE++: Stabilizing Critic-Free Policy Optimization with '
+        'Global Advantage Normalization" (arXiv 2501.03262), beta as in its code',
     ),
     "remax": Preset(
         of="reinforce",
         keys={
             "aggregation": "sequence_sum",
             "baseline": "greedy",
-            "scale_rewards": "none",
             "kl_placement": "token",
             "kl_coef": 0.05,
         },
         summary="REINFORCE judged against the policy's own greedy completion.",
         source='Li et al. 2023, "ReMax: A Simple, Effective, and Efficient Reinforcement Learning '
-        'Method for Aligning Large Language Models" (arXiv 2310.10505); kl_coef as in its code',
+        'Method for Aligning Large Language Models" (arXiv 2310.10505), kl_coef as in its code',
     ),
 }
