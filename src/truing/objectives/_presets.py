@@ -61,6 +61,26 @@ PRESETS: Mapping[str, Preset] = {
         source='Gorbatovski et al. 2024, "Learn Your Reference Model for Real Good Alignment" '
         "(arXiv 2404.09656)",
     ),
+    "aot_unpaired": Preset(
+        of="aot",
+        keys={"pairing": "unpaired"},
+        summary="AOT between chosen and rejected answers, whichever prompts they belong to.",
+        source='Melnyk et al. 2024, "Distributional Preference Alignment of LLMs via Optimal '
+        'Transport" (arXiv 2406.05882)',
+    ),
+    "plackett_luce": Preset(
+        of="ranking",
+        keys={"form": "plackett_luce"},
+        summary="A reward model fitted to whole rankings, from the best completion down.",
+        source='Plackett 1975, "The Analysis of Permutations" (Applied Statistics 24)',
+    ),
+    "pick_best": Preset(
+        of="ranking",
+        keys={"form": "best"},
+        summary="A reward model that only learns which completion of a list is best.",
+        source='Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences" '
+        "(arXiv 1909.08593), eq. 1",
+    ),
     "dr_grpo": Preset(
         of="grpo",
         keys={
