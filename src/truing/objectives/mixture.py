@@ -1,0 +1,105 @@
+"""A weighted sum of objectives on the same data.
+
+    L = Σ_k weight_k · mean_k        mean_k = Σ_units loss_k / units of part k, over the whole step
+
+Each part keeps its own unit: one part may average over pairs and the next over tokens. A part that
+reads no judgement (`sft`, `dft`) imitates: with pairs it learns the chosen completions only, with
+verdicts the desirable ones. With DPO, that is the usual remedy where chosen log-probs fall.
+
+Gradient: the weighted sum of the parts' gradients; none is rescaled by another's size.
+Implementations: TRL's list of loss types with weights shares one batch mean and one set of fields;
+here each part has fields of its own, and metrics under its own name (`dpo/loss`, `sft/loss`).
+Source: Wang et al. 2024, "Enhancing the Reasoning Ability of Multimodal Large Language Models via
+Mixed Preference Optimization" (arXiv 2411.10442), section 3.
+
+    >>> worked(Mixture())
+    0.782599
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from truing.batch import Batch, Loss, Metric, Outputs
+from truing.objectives._gather import hand_out
+from truing.objectives._parts import OfParts, Part, build, refuse_unfit, union_of
+from truing.objectives.base import KNOBS, Objective, WholeStep
+
+DPO_AND_SFT = ({"method": "dpo", "weight": 1.0, "beta": 0.1}, {"method": "sft", "weight": 0.2})
+PREPARED = frozenset({"part_weights"})
+
+
+@dataclass(frozen=True, config=KNOBS)
+class Mixture(Objective):
+    """Several objectives at once, each a mean over its own units.
+
+    Shapes: what the parts read. Raises a validation error for unknown methods or fields, parts
+    that train different things, learn from their own samples or prepare the same column.
+    Departures: none.
+    """
+
+    parts: Annotated[tuple[dict[str, Any], ...], Field(min_length=2)] = DPO_AND_SFT
+    """Two or more of {method: name or preset, weight: > 0 (1 if left out), and the method's own
+    fields}. The step's weight is counted in units of the first. A larger weight pulls harder."""
+
+    trains = OfParts(lambda parts: parts[0].objective.trains)
+    unit = OfParts(lambda parts: parts[0].objective.unit)
+    needs = OfParts(lambda parts: union_of(parts, "needs") | PREPARED)
+    extra_outputs = OfParts(lambda parts: union_of(parts, "extra_outputs"))
+    prepared = OfParts(lambda parts: union_of(parts, "prepared") | PREPARED)
+    step_zero = OfParts(
+        lambda parts: {
+            f"{part.method}/{metric}": expected
+            for part in parts
+            for metric, expected in part.objective.step_zero.items()
+        }
+    )
+
+    @field_validator("parts")
+    @classmethod
+    def _fit(cls, parts: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        refuse_unfit([build(raw) for raw in parts])
+        return parts
+
+    @cached_property
+    def built(self) -> tuple[Part, ...]:
+        """The parts as objectives."""
+        return tuple(build(raw) for raw in self.parts)
+
+    @property
+    def required(self) -> frozenset[str]:
+        return union_of(self.built, "required") | PREPARED
+
+    def weigh(self, batch: Batch) -> float:
+        return self.built[0].weigh(batch, self.needs)
+
+    def prepare(self, step: WholeStep) -> list[Batch]:
+        batches = step.batches
+        for index, part in enumerate(self.built):
+            prefix = f"{index}."  # two parts may carry something of the same name
+            own = {k[len(prefix) :]: v for k, v in step.carried.items() if k.startswith(prefix)}
+            batches = part.objective.prepare(
+                dataclasses.replace(step, batches=batches, carried=own)
+            )
+            step.carried |= {prefix + name: value for name, value in own.items()}
+        units = [sum(part.weigh(batch, self.needs) for batch in batches) for part in self.built]
+        return hand_out(batches, part_weights=torch.tensor(units, dtype=torch.float64))
+
+    def __call__(self, batch: Batch, outputs: Outputs) -> Loss:
+        units = batch["part_weights"].tolist()
+        totals: list[Tensor] = []
+        metrics: dict[str, Metric] = {}
+        for part, count in zip(self.built, units, strict=True):
+            loss = part.judge(batch, outputs, self.needs)
+            # the step divides by the first part's units; a part without any adds nothing
+            totals.append(part.weight * units[0] / max(count, 1.0) * loss.total)
+            metrics |= {f"{part.method}/{name}": metric for name, metric in loss.metrics.items()}
+        total, weight = torch.stack(totals).sum(), self.weigh(batch)
+        return Loss(total, weight, {"loss": Metric(total.detach().float(), weight)} | metrics)
