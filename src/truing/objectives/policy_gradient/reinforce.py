@@ -11,8 +11,8 @@ corrects for an old sample, so take one step per rollout.
 Implementations: OpenRLHF's `reinforce` puts PPO's clip around it (here: the preset `reinforce_pp`);
 ReMax and Ahmadian et al. use this plain form, summed over each completion.
 Source: Williams 1992, "Simple Statistical Gradient-Following Algorithms for Connectionist
-Reinforcement Learning"; Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE Style
-Optimization for Learning from Human Feedback in LLMs" (arXiv 2402.14740), section 2.
+Reinforcement Learning" (Machine Learning 8); Ahmadian et al. 2024, "Back to Basics: Revisiting
+REINFORCE Style Optimization for Learning from Human Feedback in LLMs" (arXiv 2402.14740).
 
     >>> worked(Reinforce())
     -0.1

@@ -13,9 +13,9 @@ change of each token, and then no longer pulls.
 Implementations: TRL as here (ratio of sequences, KL in the return and so in the baseline);
 OpenRLHF takes the baseline of the score alone and charges the KL per token after it
 (`kl_placement: token`).
-Source: Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!"; Ahmadian et al.
-2024, "Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in
-LLMs" (arXiv 2402.14740), eq. 7.
+Source: Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!" (ICLR workshop on
+structured prediction); Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE Style
+Optimization for Learning from Human Feedback in LLMs" (arXiv 2402.14740), eq. 7.
 
     >>> worked(RLOO())
     -0.111132
