@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from truing.models import logprobs
-from truing.models.logprobs import token_logprobs
+from truing.models.logprobs import token_logprobs, token_statistics
 
 
 def case(tokens, seed=0, dtype=torch.float64):
@@ -33,6 +33,36 @@ def test_equals_log_softmax(tokens, temperature, monkeypatch):
     for ours, theirs in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     assert not entropy.requires_grad
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
+@pytest.mark.parametrize("tokens", [0, 1, 4, 13])
+def test_collision_is_the_log_of_the_summed_squares(tokens, temperature, monkeypatch):
+    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 4)
+    hidden, weight, target = case(tokens)
+    probs = torch.softmax(hidden @ weight.T / temperature, -1)
+    plain = token_statistics(hidden, weight, target, temperature)
+    asked = token_statistics(hidden, weight, target, temperature, collision=True)
+    assert plain.collision_N is None
+    assert not asked.collision_N.requires_grad
+    expected = (probs**2).sum(-1).log().detach()
+    torch.testing.assert_close(asked.collision_N.double(), expected, rtol=1e-12, atol=1e-12)
+    # and asking for it changes nothing else
+    torch.testing.assert_close(asked.logps_N, plain.logps_N, rtol=0, atol=0)
+    if tokens:
+        ours, theirs = (
+            torch.autograd.grad(found.logps_N.sum(), [hidden, weight]) for found in (asked, plain)
+        )
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_collision_of_a_sure_model_is_finite():
+    """Σ π² of all but one token underflows in float32; its log-sum does not."""
+    hidden = torch.tensor([[1.0, 0.0], [1000.0, 0.0], [0.0, 0.0]])
+    weight = torch.tensor([[0.0, 1.0], [200.0, 0.0], [-200.0, 0.0]])
+    found = token_statistics(hidden, weight, torch.tensor([0, 0, 0]), collision=True)
+    uniform = -torch.log(torch.tensor(3.0))
+    torch.testing.assert_close(found.collision_N, torch.tensor([0.0, 0.0, uniform]))
 
 
 def test_bfloat16_reduces_in_float32():

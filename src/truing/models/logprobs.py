@@ -5,7 +5,7 @@ N predicted tokens · V vocabulary · H hidden size
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +14,30 @@ CHUNK_TOKENS = 512
 """Tokens whose logits exist at once: 512 x 49,152 float32 are 100 MB."""
 
 
+class TokenStatistics(NamedTuple):
+    """What is known of each predicted token from the logits it is drawn by."""
+
+    logps_N: Tensor
+    """log π(target), nats, with a gradient."""
+    entropy_N: Tensor
+    """Entropy of π, nats, without a gradient."""
+    collision_N: Tensor | None
+    """log Σ_v π(v)², without a gradient; None unless asked for."""
+
+
 class _ChunkedLogProbs(torch.autograd.Function):
     """log softmax(h Wᵀ / T)[target] per token; the backward computes each chunk's logits again."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        logps, entropies, normalisers = [], [], []
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        target_N: Tensor,
+        temperature: float,
+        collision: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        logps, entropies, normalisers, collisions = [], [], [], []
         for hidden, target in _chunks(hidden_NH, target_N):
             logits = _logits(hidden, weight_VH, temperature)
             normaliser = torch.logsumexp(logits, dim=-1)
@@ -29,14 +45,17 @@ class _ChunkedLogProbs(torch.autograd.Function):
             probs = torch.exp(logits - normaliser[:, None])
             entropies.append(normaliser - torch.linalg.vecdot(probs, logits))
             normalisers.append(normaliser)
+            if collision:
+                collisions.append(torch.logsumexp(2 * (logits - normaliser[:, None]), dim=-1))
         ctx.save_for_backward(hidden_NH, weight_VH, target_N, torch.cat(normalisers))
         ctx.temperature = temperature
         entropy_N = torch.cat(entropies)
-        ctx.mark_non_differentiable(entropy_N)
-        return torch.cat(logps), entropy_N
+        collision_N = torch.cat(collisions) if collision else None
+        ctx.mark_non_differentiable(entropy_N, *([] if collision_N is None else [collision_N]))
+        return torch.cat(logps), entropy_N, collision_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         grad_N: Tensor = gradients[0]
         hidden_NH, weight_VH, target_N, normaliser_N = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
@@ -57,7 +76,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 grad_weight += (pull.T @ hidden_NH[part]).to(grad_weight.dtype)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight_VH.dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _chunks(hidden_NH: Tensor, target_N: Tensor) -> Any:
@@ -73,17 +92,28 @@ def _logits(hidden: Tensor, weight_VH: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
-def token_logprobs(
-    hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """log π(target | state) and the entropy of π(· | state), both at `temperature`. Nats.
+def token_statistics(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    target_N: Tensor,
+    temperature: float = 1.0,
+    *,
+    collision: bool = False,
+) -> TokenStatistics:
+    """Log-prob of each target, and the entropy (and collision) of π(· | state), at `temperature`.
 
-    Shapes: hidden_NH [N, H], weight_VH [V, H], target_N [N] -> [N], [N], float32. The entropy
-    carries no gradient. `temperature` > 0.
+    Shapes: hidden_NH [N, H], weight_VH [V, H], target_N [N] -> [N] each, float32, from one pass
+    over the logits. `temperature` > 0.
     """
     if hidden_NH.shape[0] == 0:
         empty = hidden_NH.new_zeros(0, dtype=torch.float32)
-        return empty, empty
+        return TokenStatistics(empty, empty, empty if collision else None)
     apply: Any = _ChunkedLogProbs.apply
-    logps_N, entropy_N = apply(hidden_NH, weight_VH, target_N, temperature)
-    return logps_N, entropy_N
+    return TokenStatistics(*apply(hidden_NH, weight_VH, target_N, temperature, collision))
+
+
+def token_logprobs(
+    hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of each target, and the entropy: `token_statistics` without the rest."""
+    return token_statistics(hidden_NH, weight_VH, target_N, temperature)[:2]

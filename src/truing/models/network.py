@@ -1,10 +1,11 @@
 """One transformer trunk and what reads it: the language-model head, a reward, a value.
 
-R packed rows · T positions · N predicted tokens · C completions · H hidden size
+R packed rows · T positions · N predicted tokens · C completions · S judged steps · H hidden size
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from truing.batch import Batch, Outputs
 from truing.errors import ModelError
 from truing.models.forward import hidden_states
 from truing.models.heads import ScalarHead
-from truing.models.logprobs import token_logprobs
+from truing.models.logprobs import token_statistics
 
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration keys of models that do more to logits than one product; not supported yet."""
@@ -101,35 +102,51 @@ class Network(nn.Module):
         logps: bool = False,
         values: bool = False,
         scores: bool = False,
+        steps: bool = False,
+        collision: bool = False,
         temperature: float = 1.0,
     ) -> Outputs:
-        """What is asked for, from one pass over the trunk."""
+        """What is asked for, from one pass over the trunk. `collision` comes with `logps` only."""
         hidden = hidden_states(self.trunk, batch)
-        logps_N = entropy_N = values_N = scores_C = None
+        logps_N = entropy_N = collision_N = values_N = scores_C = scores_S = None
         if logps or values:
             source_NH = hidden[batch.source_N]
             if logps:
-                logps_N, entropy_N = token_logprobs(
-                    source_NH, self.vocabulary_weight, batch.token_ids_N, temperature
+                logps_N, entropy_N, collision_N = token_statistics(
+                    source_NH,
+                    self.vocabulary_weight,
+                    batch.token_ids_N,
+                    temperature,
+                    collision=collision,
                 )
             if values:
-                assert self.value_head is not None
-                values_N = self.value_head(source_NH)
+                values_N = _read(self.value_head, source_NH)
         if scores:
-            scores_C = self._scores(hidden, batch, self.score_head)
-        return Outputs(logps_N, entropy_N, values_N, scores_C)
-
-    def _scores(self, hidden: Tensor, batch: Batch, head: ScalarHead | None) -> Tensor:
-        """The head at the last real token of each completion, found from lengths, not padding."""
-        assert head is not None
-        scores_C: Tensor = head(hidden[batch.target_N[batch.last_C]])
-        return scores_C
+            scores_C = _read(self.score_head, hidden[_last_tokens(batch)])
+        if steps:
+            scores_S = _read(self.score_head, hidden[batch["step_end_S"]])
+        return Outputs(logps_N, entropy_N, values_N, scores_C, scores_S, collision_N)
 
     @torch.no_grad()
     def adapter_scores(self, batch: Batch, adapter: str) -> Tensor:
         """Scores of a reward model that is an adapter on this trunk. Shape [C]."""
         with self.using(adapter):
-            return self._scores(hidden_states(self.trunk, batch), batch, self.reward_head)
+            return _read(self.reward_head, hidden_states(self.trunk, batch)[_last_tokens(batch)])
+
+    def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights of the plain model that this network amounts to, by their names there.
+
+        The own adapter is merged in float32 at least, whatever precision the network computes in.
+        """
+        for name, parameter in self.base.named_parameters():
+            layer, adapted, rest = name.partition(".base_layer.")
+            if adapted:
+                module: Any = copy.deepcopy(self.base.get_submodule(layer))
+                module.to(torch.promote_types(parameter.dtype, torch.float32))
+                module.merge(adapter_names=[OWN_ADAPTER])
+                yield f"{layer}.{rest}", module.get_base_layer().get_parameter(rest)
+            elif ".lora_" not in name:
+                yield name, parameter
 
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[None]:
@@ -147,3 +164,14 @@ class Network(nn.Module):
             self.peft.set_adapter(OWN_ADAPTER)
             for parameter in self.parameters():  # set_adapter also decides what learns
                 parameter.requires_grad_(parameter in learns)
+
+
+def _read(head: ScalarHead | None, states: Tensor) -> Tensor:
+    assert head is not None
+    numbers: Tensor = head(states)
+    return numbers
+
+
+def _last_tokens(batch: Batch) -> Tensor:
+    """Flat index of each completion's last real token, found from lengths, not padding."""
+    return batch.target_N[batch.last_C]

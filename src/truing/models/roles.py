@@ -6,6 +6,7 @@ reward model a second adapter, the value a head. Without adapters each part is i
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +40,16 @@ class Roles:
         """Whole-model copies in memory. Adapters and heads are not copies."""
         return 1 + (self.reference_copy is not None) + (self.reward_copy is not None)
 
-    def outputs(self, batch: Batch, trains: str) -> Outputs:
-        """What an objective that trains `trains` reads, with gradients."""
+    def outputs(self, batch: Batch, trains: str, extra: Collection[str] = frozenset()) -> Outputs:
+        """What an objective that trains `trains` reads, with gradients; `extra` are the outputs
+        that it reads besides."""
         outputs: Outputs = self.policy(
             batch,
             logps=trains != "reward",
             values=trains == "policy+value",
             scores=trains == "reward",
+            steps=trains == "reward" and "step_end_S" in batch,
+            collision="collision_N" in extra,
             temperature=self.temperature,
         )
         return outputs
@@ -60,6 +64,17 @@ class Roles:
             outputs = self.reference_copy(batch, logps=True, temperature=self.temperature)
         logps_N: Tensor = outputs.logps_N
         return logps_N
+
+    @torch.no_grad()
+    def move_reference(self, alpha: float) -> None:
+        """reference ← α·policy + (1 − α)·reference, for every weight.
+
+        Needs a copy of the reference; in float32, or small moves are lost to rounding.
+        """
+        assert self.reference_copy is not None
+        reference = dict(self.reference_copy.base.named_parameters())
+        for name, weight in self.policy.merged_weights():
+            reference[name].lerp_(weight.to(reference[name].dtype), alpha)
 
     @torch.no_grad()
     def reward_scores(self, batch: Batch) -> Tensor:
