@@ -42,21 +42,21 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "f_dpo_alpha": Preset(
         of="f_dpo",
-        keys={"divergence": "alpha", "alpha": 0.5},
+        keys={"divergence": "alpha"},
         summary="DPO under an alpha divergence, between reverse and forward KL.",
         source='Wang et al. 2023, "Beyond Reverse KL: Generalizing Direct Preference Optimization '
         'with Diverse Divergence Constraints" (arXiv 2309.16240)',
     ),
     "irpo": Preset(
         of="rpo",
-        keys={"beta": 0.1, "nll_coef": 1.0, "nll_average": "sequence"},
+        keys={"nll_coef": 1.0},
         summary="Iterative reasoning preference optimisation: DPO plus the chosen answer's NLL per "
         "token, both with weight 1.",
         source='Pang et al. 2024, "Iterative Reasoning Preference Optimization" (arXiv 2404.19733)',
     ),
     "tr_dpo_hard": Preset(
         of="tr_dpo",
-        keys={"mixup_alpha": 1.0, "sync_steps": 512},
+        keys={"mixup_alpha": 1.0},
         summary="Trust-region DPO by hard updates: the policy replaces the reference.",
         source='Gorbatovski et al. 2024, "Learn Your Reference Model for Real Good Alignment" '
         "(arXiv 2404.09656)",
