@@ -116,6 +116,37 @@ PAIRS_B = Point(
 )
 """ρ of the chosen −1.1, 2.25 and 0.53, of the rejected −3.7, −1.7 and 2."""
 
+SAMPLED = [[-0.4, -1.3], [-1.2, -0.5, -2.2], [-0.9], [-0.7, -1.6, -0.3, -2.4]]
+LOG_RATIOS = [[0.5, -0.1], [-0.6, 0.05, 0.3], [0.9], [-0.15, 0.12, -0.5, 0.07]]
+ADVANTAGES = [[1.0, 0.5], [-0.5, -1.0, -0.25], [-2.0], [0.8, -0.3, 1.5, 0.6]]
+DRIFT = [[0.6, -0.4], [-0.2, 0.7, 0.1], [-1.1], [0.3, -0.8, 0.2, 1.4]]
+
+
+def plus(rows, others, sign=1):
+    return [
+        [a + sign * b for a, b in zip(*pair, strict=True)]
+        for pair in zip(rows, others, strict=True)
+    ]
+
+
+POLICY = plus(SAMPLED, LOG_RATIOS)
+FAR = Point(
+    POLICY,
+    {
+        "sampled_logps_N": SAMPLED,
+        "advantages_N": ADVANTAGES,
+        "reference_logps_N": plus(POLICY, DRIFT, -1),
+    },
+    [0, 0, 1, 1],
+)
+"""Ratios 0.55 to 2.46: both ends of every range are crossed with both signs."""
+NEAR_POLICY = plus(SAMPLED, [[1e-2 * d for d in row] for row in LOG_RATIOS])
+NEAR = Point(
+    NEAR_POLICY,
+    FAR.columns | {"reference_logps_N": plus(NEAR_POLICY, DRIFT, -1)},
+    [0, 0, 1, 1],
+)
+
 PairLoss = Callable[[Sentence, Sentence], float]
 
 

@@ -46,6 +46,12 @@ def bernoulli_kl(p: float, q: float) -> float:
     return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
 
 
+def ppo_like(w: float, a: float, low: float, high: float, dual_clip: float | None = None) -> float:
+    """The pessimistic of w and w clipped to 1 − low .. 1 + high; for a < 0 at most −dual_clip a."""
+    loss = max(-a * w, -a * clip(w, 1 - low, 1 + high))
+    return min(loss, -dual_clip * a) if dual_clip is not None and a < 0 else loss
+
+
 def slopes(of: Callable[[Tokens], float], at: Tokens, h: float = 1e-4) -> list[float]:
     """∂f/∂x of every token by the five-point difference: exact to about h⁴. Keep 2h off kinks."""
     found = []

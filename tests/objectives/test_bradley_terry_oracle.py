@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from flat_batches import leaf, make_batch
+from pydantic import ValidationError
 
 from truing.batch import Outputs, combine
 from truing.objectives.reward.bradley_terry import BradleyTerry
@@ -111,3 +112,98 @@ def test_metrics_of_the_master_vector():
 def test_it_trains_a_reward_on_pairs_without_a_reference():
     assert (BradleyTerry.trains, BradleyTerry.unit) == ("reward", "pairs")
     assert BradleyTerry.needs == {"chosen_G", "rejected_G"}
+
+
+MARGINS, BELIEFS = [1.0, 1 / 3, -0.5], [0.8, 0.35, 0.5]
+
+
+def scalar(chosen, rejected, margin=0.0, probability=1.0, smoothing=0.0, centring=0.0):
+    d = chosen - rejected - margin
+    p = (1 - smoothing) * probability + smoothing * (1 - probability)
+    right, wrong = 1 / (1 + math.exp(-d)), 1 / (1 + math.exp(d))
+    loss = -p * math.log(right) - (1 - p) * math.log(wrong)
+    loss += centring * (chosen + rejected) ** 2
+    pull = wrong - (1 - p)  # −∂/∂d
+    return (
+        loss,
+        -pull + 2 * centring * (chosen + rejected),
+        pull + 2 * centring * (chosen + rejected),
+    )
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"margin_coef": 1.0},
+        {"margin_coef": 0.4},
+        {"label_smoothing": 0.15},
+        {"soft_labels": True},
+        {"soft_labels": True, "label_smoothing": 0.15},
+        {
+            "margin_coef": 0.7,
+            "soft_labels": True,
+            "label_smoothing": 0.3,
+            "center_coefficient": 0.2,
+        },
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_margins_and_doubtful_labels(knobs, dtype):
+    batch = make_batch(
+        [1] * 6,
+        [0, 1, 2] * 2,
+        dtype,
+        chosen_G=[0, 1, 2],
+        rejected_G=[3, 4, 5],
+        margin_G=MARGINS,
+        probability_G=BELIEFS,
+    )
+    scores_C = leaf([*CHOSEN, *REJECTED], dtype)
+    objective = BradleyTerry(**knobs)
+    loss = objective(batch, Outputs(scores_C=scores_C))
+    loss.total.backward()
+    rows = [
+        scalar(
+            CHOSEN[i],
+            REJECTED[i],
+            knobs.get("margin_coef", 0.0) * MARGINS[i],
+            BELIEFS[i] if knobs.get("soft_labels") else 1.0,
+            knobs.get("label_smoothing", 0.0),
+            knobs.get("center_coefficient", 0.0),
+        )
+        for i in range(3)
+    ]
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    assert loss.total.item() == pytest.approx(sum(row[0] for row in rows), abs=tolerance)
+    slopes = [row[1] for row in rows] + [row[2] for row in rows]
+    assert scores_C.grad.tolist() == pytest.approx(slopes, abs=tolerance)
+    wanted = {"margin_G": "margin_coef" in knobs, "probability_G": "soft_labels" in knobs}
+    assert {name: name in objective.required for name in wanted} == wanted
+
+
+def test_a_smoothed_label_settles_at_its_log_odds():
+    best = math.log(0.85 / 0.15)
+    loss, scores_C = judge([best], [0.0], label_smoothing=0.15)
+    loss.total.backward()
+    assert scores_C.grad.tolist() == pytest.approx([0.0, 0.0], abs=1e-12)
+
+
+def test_an_even_bet_pulls_both_together():
+    loss, scores_C = judge([0.3], [0.3], label_smoothing=0.499)
+    loss.total.backward()
+    assert scores_C.grad.tolist() == pytest.approx([-0.001, 0.001], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "knob", [{"margin_coef": -1}, {"label_smoothing": 1.1}, {"center_coefficient": -1}], ids=str
+)
+def test_senseless_fields_are_refused(knob):
+    with pytest.raises(ValidationError):
+        BradleyTerry(**knob)
+
+
+def test_everything_new_is_off_by_default():
+    assert BradleyTerry() == BradleyTerry(
+        center_coefficient=0.0, margin_coef=0.0, label_smoothing=0.0, soft_labels=False
+    )

@@ -8,42 +8,12 @@ import math
 
 import pytest
 import torch
-from points import Point, agree, judge, label
+from points import FAR, NEAR, SAMPLED, Point, agree, judge, label
 from pydantic import ValidationError
-from scalar import clip, mean, sigmoid
+from scalar import clip, mean, ppo_like, sigmoid
 
 from truing import objectives
 
-SAMPLED = [[-0.4, -1.3], [-1.2, -0.5, -2.2], [-0.9], [-0.7, -1.6, -0.3, -2.4]]
-LOG_RATIOS = [[0.5, -0.1], [-0.6, 0.05, 0.3], [0.9], [-0.15, 0.12, -0.5, 0.07]]
-ADVANTAGES = [[1.0, 0.5], [-0.5, -1.0, -0.25], [-2.0], [0.8, -0.3, 1.5, 0.6]]
-DRIFT = [[0.6, -0.4], [-0.2, 0.7, 0.1], [-1.1], [0.3, -0.8, 0.2, 1.4]]
-
-
-def plus(rows, others, sign=1):
-    return [
-        [a + sign * b for a, b in zip(*pair, strict=True)]
-        for pair in zip(rows, others, strict=True)
-    ]
-
-
-POLICY = plus(SAMPLED, LOG_RATIOS)
-FAR = Point(
-    POLICY,
-    {
-        "sampled_logps_N": SAMPLED,
-        "advantages_N": ADVANTAGES,
-        "reference_logps_N": plus(POLICY, DRIFT, -1),
-    },
-    [0, 0, 1, 1],
-)
-"""Ratios 0.55 to 2.46: both ends of every range are crossed with both signs."""
-NEAR_POLICY = plus(SAMPLED, [[1e-2 * d for d in row] for row in LOG_RATIOS])
-NEAR = Point(
-    NEAR_POLICY,
-    FAR.columns | {"reference_logps_N": plus(NEAR_POLICY, DRIFT, -1)},
-    [0, 0, 1, 1],
-)
 N, C = 10, 4
 
 
@@ -57,11 +27,6 @@ def pooled(losses, aggregation="token", max_completion_length=64):
 
 def reinforce(now, a, old, ref, then):
     return -a * now
-
-
-def ppo_like(w, a, low, high, dual_clip=None):
-    loss = max(-a * w, -a * clip(w, 1 - low, 1 + high))
-    return min(loss, -dual_clip * a) if dual_clip is not None and a < 0 else loss
 
 
 def grpo(now, a, old, ref, then, epsilon=0.2, epsilon_high=None, beta=0.04,
@@ -136,77 +101,6 @@ def test_every_aggregation(name, scalar, aggregation):
         fields["max_completion_length"] = 7
     loss = over_tokens(FAR, scalar, {}, aggregation, 7)
     agree(objectives.find(name)(**fields), FAR, loss, N if aggregation == "token" else C)
-
-
-def of_sequence(point, loss_of):
-    """Σ over completions of loss_of(policy row, sampled row, advantages, the row at the point)."""
-    rest = [point.columns[n] for n in ("sampled_logps_N", "advantages_N")]
-    return lambda policy: sum(
-        loss_of(*rows) for rows in zip(policy, *rest, point.policy, strict=True)
-    )
-
-
-@both_points
-@pytest.mark.parametrize("cliprange", [0.2, 0.45])
-@precisions
-def test_rloo_clips_the_ratio_of_the_whole_completion(point, cliprange, dtype):
-    def loss(now, old, a, then):
-        return ppo_like(math.exp(sum(now) - sum(old)), mean(a), cliprange, cliprange)
-
-    objective = objectives.find("rloo")(cliprange=cliprange)
-    agree(objective, point, of_sequence(point, loss), C, dtype)
-
-
-@both_points
-@pytest.mark.parametrize(("low", "high"), [(3e-4, 4e-4), (0.1, 0.35)])
-@precisions
-def test_gspo_has_one_length_normalised_ratio(point, low, high, dtype):
-    def loss(now, old, a, then):
-        return ppo_like(math.exp(mean(now) - mean(old)), mean(a), low, high)
-
-    objective = objectives.find("gspo")(epsilon=low, epsilon_high=high)
-    agree(objective, point, of_sequence(point, loss), C, dtype)
-
-
-@both_points
-@pytest.mark.parametrize(("low", "high"), [(3e-4, 4e-4), (0.1, 0.35)])
-def test_gspo_token_spreads_the_ratio_over_its_tokens(point, low, high):
-    def loss(now, old, a, then):
-        s = math.exp(mean(then) - mean(old))  # detached; each token has its own unit slope
-        ratios = [s * math.exp(x - y) for x, y in zip(now, then, strict=True)]
-        return mean([ppo_like(w, x, low, high) for w, x in zip(ratios, a, strict=True)])
-
-    objective = objectives.find("gspo")(epsilon=low, epsilon_high=high, level="token")
-    agree(objective, point, of_sequence(point, loss), C)
-
-
-def test_both_levels_of_gspo_pull_alike_where_the_advantage_is_constant():
-    constant = [[x] * len(row) for x, row in zip((1.0, -0.5, -2.0, 0.7), SAMPLED, strict=True)]
-    point = FAR.with_columns(advantages_N=constant)
-    wide = {"epsilon": 0.1, "epsilon_high": 0.35}
-    (a, slope_a), (b, slope_b) = (
-        judge(objectives.find("gspo")(**wide, level=level), point)
-        for level in ("sequence", "token")
-    )
-    assert a.total.item() == pytest.approx(b.total.item(), abs=1e-12)
-    assert slope_a == pytest.approx(slope_b, abs=1e-12)
-
-
-@both_points
-@pytest.mark.parametrize("log_clip", [0.4, 0.08])
-@precisions
-def test_gmpo_takes_the_geometric_mean_of_ratios_clipped_where_they_gain(point, log_clip, dtype):
-    def loss(now, old, a, then):
-        advantage = mean(a)
-        logs = [x - y for x, y in zip(now, old, strict=True)]
-        if advantage > 0:
-            kept = [min(x, log_clip) for x in logs]
-        else:
-            kept = [max(x, -log_clip) for x in logs]
-        return -advantage * math.exp(mean(kept))
-
-    objective = objectives.find("gmpo")(log_clip=log_clip)
-    agree(objective, point, of_sequence(point, loss), C, dtype)
 
 
 @pytest.mark.parametrize("name", ["reinforce", "rloo", "grpo", "gspo", "cispo", "gmpo", "sapo"])

@@ -160,3 +160,28 @@ def test_empty_ranges_are_refused(knob):
 def test_the_kl_penalty_is_not_in_the_loss():
     assert (PPO.trains, PPO.unit, PPO.credit) == ("policy+value", "tokens", "gae")
     assert PPO.needs == {"sampled_logps_N", "advantages_N", "returns_N", "values_N"}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        (5.0, -2.0, 6.0, 0.0),  # beyond c: the loss ends at −c A
+        (2.9, -2.0, 5.8, 5.8),  # not yet
+        (0.5, -2.0, 1.6, 0.0),  # the ordinary clip stays
+        (5.0, 2.0, -2.4, 0.0),  # a positive advantage knows no second end
+        (0.1, 2.0, -0.2, -0.2),
+    ],
+)
+def test_the_dual_clip_ends_what_a_far_ratio_may_cost(ratio, advantage, loss, slope):
+    result, logps_N, _ = step([ratio], [advantage], dual_clip=3.0)
+    result.total.backward()
+    assert result.total.item() == pytest.approx(loss, abs=1e-12)
+    assert logps_N.grad.item() == pytest.approx(slope, abs=1e-12)
+
+
+def test_the_dual_clip_is_off_by_default_and_must_lie_above_1():
+    assert PPO().dual_clip is None
+    assert PPO().ptx_coef == 0
+    for nonsense in (1.0, 0.5, -3.0, math.nan):
+        with pytest.raises(ValidationError):
+            PPO(dual_clip=nonsense)
