@@ -1,21 +1,23 @@
-"""Flat batches, by hand or at random, and ways to cut, reorder and repeat them.
+"""Flat batches, by hand or at random, and ways to cut, reorder, repeat and prepare them.
 
 Objectives and credit read only completion_N, group_C and columns, so the tokens are blank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from truing.batch import Batch, Outputs
+from truing.batch import COLUMNS, Batch, Outputs
+from truing.objectives.base import Objective, WholeStep
 
-INDICES = ("chosen_G", "rejected_G")
-FLAGS = ("finished_C", "label_C")
+INDICES = tuple(name for name, column in COLUMNS.items() if column.unit == "index")
+FLAGS = tuple(name for name, column in COLUMNS.items() if column.unit == "bool")
+Part = tuple[Batch, Outputs]
 
 
 def make_batch(
@@ -43,72 +45,116 @@ def leaf(values: Sequence[float], dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.tensor(values, dtype=dtype, requires_grad=True)
 
 
+def letter(name: str) -> str:
+    """The index letter of a column or an output; empty for one number a step."""
+    return name[-1] if name[-2:-1] == "_" else ""
+
+
 def random_batch(
-    needs: frozenset[str], seed: int = 0, groups: int = 5, dtype: torch.dtype = torch.float64
-) -> tuple[Batch, Outputs]:
+    needs: Iterable[str], seed: int = 0, groups: int = 5, dtype: torch.dtype = torch.float64
+) -> Part:
     """A batch with exactly the columns of `needs`, and every output.
 
-    Groups have 1 to 3 completions, or 2 where there are pairs; they lie in no order. The policy
-    and the values have drifted enough from the sampled ones for clipping to bite.
+    Groups have 2 completions where there are pairs, 2 to 4 where there are scores to compare,
+    else 1 to 3; they lie in no order. The policy and the values have drifted enough from the
+    sampled ones for clipping to bite.
     """
+    needs = set(needs)
     g = torch.Generator().manual_seed(seed)
-    pairs = "chosen_G" in needs
-    sizes = torch.full((groups,), 2) if pairs else torch.randint(1, 4, (groups,), generator=g)
+    low, high = (2, 3) if "chosen_G" in needs else (2, 5) if "scores_C" in needs else (1, 4)
+    sizes = torch.randint(low, high, (groups,), generator=g)
     group_C = torch.repeat_interleave(torch.arange(groups), sizes)
     group_C = group_C[torch.randperm(len(group_C), generator=g)]
     lengths = torch.randint(1, 6, (len(group_C),), generator=g).tolist()
-    n, c = sum(lengths), len(lengths)
+    bare = make_batch(lengths, group_C.tolist(), dtype)
 
-    def noise(size: int, scale: float) -> Tensor:
+    def noise(size: int, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(size, generator=g, dtype=dtype)
 
-    logps_N, values_N = -noise(n, 1.5).abs(), noise(n, 1.0)
-    members = (
-        torch.stack([torch.nonzero(group_C == i).flatten()[:2].flip(0) for i in range(groups)])
-        if pairs
-        else torch.zeros(groups, 2, dtype=torch.long)
+    n, c = bare.size_N, bare.size_C
+    said = Outputs(
+        logps_N=-noise(n, 1.5).abs(),
+        entropy_N=noise(n).abs(),
+        values_N=noise(n),
+        scores_C=noise(c),
+        collision_N=-noise(n).abs(),
     )
-    swap_G = torch.randint(0, 2, (groups,), generator=g)
-    offered = {
-        "chosen_G": members.gather(1, swap_G[:, None]).flatten(),
-        "rejected_G": members.gather(1, 1 - swap_G[:, None]).flatten(),
-        "label_C": torch.randint(0, 2, (c,), generator=g).bool(),
-        "finished_C": torch.randint(0, 2, (c,), generator=g).bool(),
+    offered = random_columns(bare, said, g)
+    outputs = replace(said, scores_S=noise(offered["step_end_S"].numel()))
+    return bare.with_columns(**{name: offered[name] for name in sorted(needs)}), outputs
+
+
+def random_columns(batch: Batch, outputs: Outputs, g: torch.Generator) -> dict[str, Tensor]:
+    """Every column that data or rollouts bring, at random, near what the outputs say."""
+    logps_N, values_N = outputs.logps_N, outputs.values_N
+    assert logps_N is not None
+    assert values_N is not None
+    n, c, groups = batch.size_N, batch.size_C, batch.size_G
+
+    def noise(size: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(size, generator=g, dtype=logps_N.dtype)
+
+    def coins(size: int) -> Tensor:
+        """Both sides come up, wherever there is room for two."""
+        return (torch.arange(size) % 2).bool()[torch.randperm(size, generator=g)]
+
+    ends_step_N = torch.rand(n, generator=g) < 0.4
+    ends_step_N[batch.last_C] = True
+    members = [torch.nonzero(batch.group_C == i).flatten() for i in range(groups)]
+    members = [rows[torch.randperm(len(rows), generator=g)] for rows in members]
+    return {
+        "chosen_G": torch.stack([rows[0] for rows in members]),
+        "rejected_G": torch.stack([rows[-1] for rows in members]),
+        "margin_G": noise(groups).abs(),
+        "probability_G": torch.rand(groups, generator=g, dtype=logps_N.dtype),
+        "label_C": coins(c),
+        "mismatched_C": coins(c),
+        "step_end_S": batch.target_N[ends_step_N],
+        "step_label_S": coins(int(ends_step_N.sum())),
+        "finished_C": coins(c),
+        "demonstration_C": coins(c),
         "sampled_logps_N": logps_N + noise(n, 0.4),
         "reference_logps_N": logps_N + noise(n, 0.6),
-        "scores_C": noise(c, 1.0),
+        "scores_C": noise(c),
+        "baseline_C": noise(c),
         "values_N": values_N + noise(n, 0.4),
-        "advantages_N": noise(n, 1.0),
-        "returns_N": noise(n, 1.0),
+        "advantages_N": noise(n),
+        "returns_N": noise(n),
     }
-    batch = make_batch(lengths, group_C.tolist(), dtype, **{k: offered[k] for k in needs})
-    return batch, Outputs(logps_N, noise(n, 1.0).abs(), values_N, noise(c, 1.0))
 
 
 def all_columns(batch: Batch, value: float) -> dict[str, Tensor]:
     """Every column the batch does not have, filled with `value`, or with an index out of range."""
-    from truing.batch import COLUMNS
-
-    sizes = {"N": len(batch.completion_N), "C": batch.size_C, "G": batch.size_G, "S": 2}
-    filled = {
-        name: torch.full((sizes[name[-1]],) if name[-2:-1] == "_" else (), value)
+    steps = batch["step_label_S"].numel() if "step_label_S" in batch else 2
+    sizes = {"N": batch.size_N, "C": batch.size_C, "G": batch.size_G, "S": steps}
+    return {
+        name: torch.full((sizes[letter(name)],) if letter(name) else (), value)
+        if name not in INDICES
+        else torch.full((sizes[letter(name)],), -99)
         for name in COLUMNS
         if name not in batch
     }
-    return {
-        k: v.new_full(v.shape, -99, dtype=torch.long) if k in INDICES else v
-        for k, v in filled.items()
-    }
 
 
-def take(batch: Batch, outputs: Outputs, groups: Sequence[int]) -> tuple[Batch, Outputs]:
+def take(batch: Batch, outputs: Outputs, groups: Sequence[int]) -> Part:
     """These groups, in this order, as a batch of their own; a group may come more than once."""
     blocks = [torch.nonzero(batch.group_C == group).flatten() for group in groups]
     rows_C = torch.cat(blocks)
     rows_N = torch.cat([torch.nonzero(batch.completion_N == row).flatten() for row in rows_C])
     starts = torch.tensor([0] + [len(block) for block in blocks]).cumsum(0)
+    taken = make_batch(
+        batch.lengths_C[rows_C].tolist(),
+        [i for i, block in enumerate(blocks) for _ in block],
+    )
+    step_N = torch.full((int(batch.target_N.max()) + 1,), -1)
+    if "step_end_S" in batch:
+        step_N[batch["step_end_S"]] = torch.arange(batch["step_end_S"].numel())
+    step_N = step_N[batch.target_N[rows_N]]  # which step each taken token ends, or -1
+    rows = {"N": rows_N, "C": rows_C, "G": torch.tensor(groups), "S": step_N[step_N >= 0]}
 
     def part(name: str, values: Tensor) -> Tensor:
+        if name == "step_end_S":
+            return taken.target_N[step_N >= 0]
         if name in INDICES:
             return torch.stack(
                 [
@@ -116,11 +162,27 @@ def take(batch: Batch, outputs: Outputs, groups: Sequence[int]) -> tuple[Batch, 
                     for i, block in enumerate(blocks)
                 ]
             )
-        return values[{"N": rows_N, "C": rows_C, "G": torch.tensor(groups)}[name[-1]]]
+        return values[rows[letter(name)]] if letter(name) else values
 
-    taken = make_batch(
-        batch.lengths_C[rows_C].tolist(),
-        [i for i, block in enumerate(blocks) for _ in block],
-    ).with_columns(**{name: part(name, v) for name, v in batch.columns.items()})
+    taken = taken.with_columns(**{name: part(name, v) for name, v in batch.columns.items()})
     parts = {f.name: getattr(outputs, f.name) for f in fields(outputs)}
+    if "step_end_S" not in batch:
+        parts["scores_S"] = None
     return taken, Outputs(**{k: None if v is None else part(k, v) for k, v in parts.items()})
+
+
+def prepare(
+    objective: Objective,
+    parts: Sequence[Part],
+    carried: dict[str, Tensor] | None = None,
+    number: int = 0,
+) -> list[Part]:
+    """The micro-batches of one step, with what the objective adds after a look at all of them."""
+    said = {id(batch.completion_N): outputs for batch, outputs in parts}
+    step = WholeStep(
+        [batch for batch, _ in parts],
+        lambda batch: said[id(batch.completion_N)],
+        {} if carried is None else carried,
+        number,
+    )
+    return list(zip(objective.prepare(step), (said for _, said in parts), strict=True))

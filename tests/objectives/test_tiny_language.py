@@ -7,9 +7,9 @@ from flat_batches import make_batch
 
 from truing import ops
 from truing.batch import Outputs
-from truing.objectives.reward.bradley_terry import BradleyTerry
 from truing.objectives.pairwise.dpo import DPO
 from truing.objectives.policy_gradient.ppo import PPO
+from truing.objectives.reward.bradley_terry import BradleyTerry
 from truing.rollouts.credit.gae import GAE
 
 BETA, LENGTHS = tiny.BETA, tiny.LENGTHS

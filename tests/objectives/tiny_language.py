@@ -31,8 +31,8 @@ def _sentences() -> list[list[tuple[int, int]]]:
 SENTENCES = _sentences()
 """Each a list of (context, token)."""
 LENGTHS = [len(sentence) for sentence in SENTENCES]
-_GRID = 3.0 * torch.arange(7, dtype=torch.float64)[:, None] + torch.arange(3)
-REFERENCE, POLICY = _GRID.sin(), _GRID.cos()
+GRID = 3.0 * torch.arange(7, dtype=torch.float64)[:, None] + torch.arange(3)
+REFERENCE, POLICY = GRID.sin(), GRID.cos()
 REWARDS = (2.0 * torch.arange(15, dtype=torch.float64)).sin()
 MU = 1.0 + torch.arange(15, dtype=torch.float64) % 4
 MU /= MU.sum()
