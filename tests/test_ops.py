@@ -152,3 +152,12 @@ def test_explained_variance(predictions, explained):
 
 def test_explained_variance_of_constant_targets_is_undefined():
     assert ops.explained_variance(t([1.0, 2.0]), t([3.0, 3.0])).isnan()
+
+
+def test_k3_never_pulls_away_from_the_reference():
+    """Descending it must raise a log-prob that lies below the reference's, and lower one above."""
+    for drift in (-1e4, -25.0, -3.0, 3.0, 25.0, 1e4):
+        logp = torch.tensor([drift], requires_grad=True)
+        ops.kl_k3(logp, torch.zeros(1)).sum().backward()
+        assert logp.grad.isfinite().all()
+        assert float(logp.grad) * drift >= 0, drift

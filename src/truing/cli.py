@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from truing import __version__
+from truing import __version__, objectives
 from truing.errors import TruingError
 
 app = App(
@@ -17,7 +17,8 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,  # main() tells SIGINT and SIGTERM apart
     help="Post-training for language models that you can check.",
-    help_epilogue="Exit codes: 0 ok, 2 usage, 3 data, 4 model, 5 numerics, 6 resources, "
+    help_epilogue="Every method of `truing explain` is a verb too: truing kto, truing dr_grpo, ...\n\n"
+    "Exit codes: 0 ok, 2 usage, 3 data, 4 model, 5 numerics, 6 resources, "
     "7 rollout or reward, 8 checkpoint, 130 interrupted, 143 terminated.",
 )
 data_app = App(name="data", help="Look at data before training on it.")
@@ -121,6 +122,31 @@ def ppo(*knobs: Knobs, model: str, data: str, output: Path = Path("runs/ppo")) -
         Folder of the run.
     """
     _train("ppo", model, data, output, knobs)
+
+
+def _verb(method: str) -> None:
+    """`truing METHOD` for a method without a page of its own in the help."""
+
+    def train(*knobs: Knobs, model: str, data: str, output: Path | None = None) -> None:
+        _train(method, model, data, output or Path("runs", method), knobs)
+
+    train.__doc__ = f"""Train with {method}: `truing explain {method}` says what it is.
+
+    Parameters
+    ----------
+    model
+        A folder, hub id, .gguf file, package:NAME or random:llama.
+    data
+        A file, a folder or a hub id, with the rows it needs.
+    output
+        Folder of the run (default: runs/{method}).
+    """
+    app.command(train, name=method, show=False)
+
+
+for _method in objectives.methods():
+    if _method not in list(app):  # sft, dpo and ppo have a help of their own above
+        _verb(_method)
 
 
 @app.command

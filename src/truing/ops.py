@@ -32,10 +32,11 @@ def kl_k2(logps_N: Tensor, reference_logps_N: Tensor) -> Tensor:
 def kl_k3(logps_N: Tensor, reference_logps_N: Tensor) -> Tensor:
     """k3 = e^{−d} − 1 + d with d = log π − log ref. Unbiased, never negative. Nats.
 
-    Written with expm1, as e^{−d} − 1 loses every digit near d = 0.
+    Written with expm1, as e^{−d} − 1 loses every digit near d = 0. Below d = −20 it stays at its
+    value there: clamped inside `exp` alone, the other d would pull the policy further away.
     """
-    d = logps_N - reference_logps_N
-    return torch.expm1((-d).clamp(-EXP_LIMIT, EXP_LIMIT)) + d
+    d = (logps_N - reference_logps_N).clamp(min=-EXP_LIMIT)
+    return torch.expm1(-d) + d
 
 
 def whiten(values: Tensor, epsilon: float = 1e-8) -> Tensor:

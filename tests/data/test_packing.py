@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from small_groups import STOP, random_groups
 from truing.data.loader import Loader
-from truing.data.packing import chosen_only, micro_batches, pack
+from truing.data.packing import micro_batches, pack
 from truing.groups import TokenCompletion, TokenGroup
 
 
@@ -41,14 +41,6 @@ def test_the_batch_says_what_the_groups_say():
         assert flat[batch.source_N[start]] == group.prompt_ids[-1]
     prompt_tokens = int(((batch.branch_RT == 0) & (batch.group_RT >= 0)).sum())
     assert prompt_tokens == sum(len(g.prompt_ids) for g in groups)
-
-
-def test_demonstrations_are_the_chosen_and_the_desirable():
-    pair = replace(random_groups(1, 1, 2)[0], chosen=1, rejected=0)
-    assert chosen_only([pair])[0].completions == (pair.completions[1],)
-    good = TokenGroup((1,), (TokenCompletion((2,), label=True),))
-    bad = TokenGroup((1,), (TokenCompletion((3,), label=False),))
-    assert chosen_only([good, bad]) == [good]
 
 
 def test_the_loader_repeats_by_seed_and_sees_everything_once():

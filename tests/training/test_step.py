@@ -12,6 +12,7 @@ from truing.config import Lora, Model
 from truing.data.packing import pack
 from truing.errors import NumericsError, UsageError
 from truing.objectives import find
+from truing.objectives.supervised.sft import SFT
 from truing.training.build import Inputs, build
 from truing.training.contract import check_gradients, check_numbers
 from truing.training.method import resolve
@@ -50,6 +51,7 @@ def built(method, lora=None, dtype="float32", micro_batch_tokens=2048, **knobs):
             stop_id=2,
             train=pairs if method != "ppo" else random_groups(1, 16, 0),
             heldout=pairs,
+            demonstrations=[],
             reward_run=None,
             shares_trunk=False,
             reward=count,
@@ -144,11 +146,12 @@ def test_a_non_finite_loss_stops_before_the_update():
     stage = built("sft")
     before = {n: p.detach().clone() for n, p in stage.step.masters.masters.items()}
 
-    def broken(batch, outputs):
-        loss = outputs.logps_N.sum() * 1.0
-        return Loss(loss, 1.0, {"loss": Metric(torch.tensor(float("nan")), 1.0)})
+    class Broken(SFT):
+        def __call__(self, batch, outputs):
+            loss = outputs.logps_N.sum() * 1.0
+            return Loss(loss, 1.0, {"loss": Metric(torch.tensor(float("nan")), 1.0)})
 
-    stage.step.objective = broken
+    stage.step.objective = Broken()
     stage.step.before_first_update = lambda metrics: None
     with pytest.raises(NumericsError, match="loss is nan"):
         stage.step(next(iter(stage.source)).micro_batches, {})

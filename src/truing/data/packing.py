@@ -5,8 +5,7 @@ R rows · T positions · N predicted tokens · C completions · G groups · S ju
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -168,16 +167,3 @@ def _columns(groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
     if labels:
         columns["step_label_S"] = torch.tensor(labels)
     return columns
-
-
-def chosen_only(groups: Iterable[TokenGroup]) -> list[TokenGroup]:
-    """Demonstrations: of a pair its chosen completion, of unpaired rows the desirable ones."""
-    return [
-        group
-        if group.chosen is None
-        else replace(
-            group, completions=(group.completions[group.chosen],), chosen=None, rejected=None
-        )
-        for group in groups
-        if group.completions[0].label is not False
-    ]

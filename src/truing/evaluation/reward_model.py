@@ -1,46 +1,102 @@
-"""A reward model against pairs it has not seen."""
+"""A reward model against rows it has not seen: pairs, scored lists, or judged steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from truing.batch import Batch
+from truing.batch import Batch, Outputs
 from truing.data.packing import micro_batches, pack
 from truing.errors import NumericsError
-from truing.evaluation.intervals import wilson_interval
+from truing.evaluation.intervals import mean_interval, wilson_interval
 from truing.evaluation.summary import Interval
 from truing.groups import TokenGroup
 
 
-@torch.no_grad()
-def judge_pairs(
-    scores_of: Callable[[Batch], Tensor], pairs: Sequence[TokenGroup], token_budget: int
-) -> tuple[Interval, list[dict[str, Any]]]:
-    """Share of pairs with score(chosen) > score(rejected), Wilson interval; and every score.
+class Verdict(NamedTuple):
+    """How often a reward model is right, and every score behind it."""
 
-    A tie counts as wrong. Raises NumericsError if all scores are the same: such a model would
-    teach nothing, and every stage after it would look at noise.
+    accuracy: Interval
+    rows: list[dict[str, Any]]
+
+
+@torch.no_grad()
+def judge(
+    compute: Callable[[Batch], Outputs], groups: Sequence[TokenGroup], token_budget: int
+) -> Verdict:
+    """Accuracy on held-out rows, with a 95 % interval whose units are independent.
+
+    Pairs: share with score(chosen) > score(rejected), a tie is wrong (Wilson, over pairs). Scored
+    lists: share of strictly ordered pairs of each list in the right order (over lists). Judged
+    steps: share on the right side of 0 (Wilson, over steps). Raises NumericsError if all scores
+    are the same: such a model would teach nothing, and every later stage would look at noise.
     """
-    rows: list[dict[str, Any]] = []
-    for part in micro_batches(pairs, token_budget):
+    scores: list[list[float]] = []
+    parts: list[TokenGroup] = []
+    stepwise = bool(groups[0].completions[0].steps)
+    for part in micro_batches(groups, token_budget):
         batch = pack(part)
-        scores_C = scores_of(batch).float().cpu()
-        chosen = scores_C[batch["chosen_G"]].tolist()
-        rejected = scores_C[batch["rejected_G"]].tolist()
-        rows += [
-            {"where": group.where, "chosen_score": c, "rejected_score": r}
-            for group, c, r in zip(part, chosen, rejected, strict=True)
+        outputs = compute(batch)
+        flat = outputs.scores_S if stepwise else outputs.scores_C
+        assert flat is not None
+        remaining = iter(flat.float().tolist())
+        for group in part:
+            first = group.completions[0]
+            count = len(first.steps) if stepwise else len(group.completions)
+            scores.append([next(remaining) for _ in range(count)])
+        parts += part
+    _refuse_constant([score for found in scores for score in found])
+    if stepwise:
+        return _of_steps(parts, scores)
+    if parts[0].chosen is not None:
+        return _of_pairs(parts, scores)
+    return _of_lists(parts, scores)
+
+
+def _of_pairs(groups: list[TokenGroup], scores: list[list[float]]) -> Verdict:
+    rows: list[dict[str, Any]] = []
+    right = 0
+    for group, found in zip(groups, scores, strict=True):
+        assert group.chosen is not None
+        assert group.rejected is not None
+        chosen, rejected = found[group.chosen], found[group.rejected]
+        rows.append({"where": group.where, "chosen_score": chosen, "rejected_score": rejected})
+        right += chosen > rejected
+    return Verdict(wilson_interval(right, len(rows)), rows)
+
+
+def _of_lists(groups: list[TokenGroup], scores: list[list[float]]) -> Verdict:
+    rows, shares = [], []
+    for group, found in zip(groups, scores, strict=True):
+        given = [completion.score or 0.0 for completion in group.completions]
+        ordered = [
+            mine > other
+            for mine, better in zip(found, given, strict=True)
+            for other, worse in zip(found, given, strict=True)
+            if better > worse
         ]
-    scores = [row[name] for row in rows for name in ("chosen_score", "rejected_score")]
+        rows.append({"where": group.where, "scores": found, "given": given})
+        if ordered:  # a list of equals has no order to get right
+            shares.append(sum(ordered) / len(ordered))
+    return Verdict(mean_interval(shares), rows)
+
+
+def _of_steps(groups: list[TokenGroup], scores: list[list[float]]) -> Verdict:
+    rows, right = [], []
+    for group, found in zip(groups, scores, strict=True):
+        labels = [label for _, label in group.completions[0].steps]
+        rows.append({"where": group.where, "step_scores": found, "labels": labels})
+        right += [(score > 0) is label for score, label in zip(found, labels, strict=True)]
+    return Verdict(wilson_interval(sum(right), len(right)), rows)
+
+
+def _refuse_constant(scores: list[float]) -> None:
     if max(scores) - min(scores) < 1e-6:
         raise NumericsError(
-            f"the reward model gives every completion the score {scores[0]:.4g}",
+            f"the reward model gives everything the score {scores[0]:.4g}",
             where="after training it",
-            remedy="train longer or with a higher learning_rate, and look at the pairs",
+            remedy="train longer or with a higher learning_rate, and look at the rows",
         )
-    right = sum(row["chosen_score"] > row["rejected_score"] for row in rows)
-    return wilson_interval(right, len(rows)), rows

@@ -74,9 +74,12 @@ class RewardModelResult(Part):
 
     stage: str
     accuracy: Interval
-    """Share of held-out pairs scored in the annotator's order (Wilson interval)."""
+    """Share of held-out pairs scored in the annotator's order, with its interval (of scored lists
+    the mean share of their pairs, of judged steps the share of steps)."""
     train_pairs: int
+    """Training rows: pairs, scored lists or solutions."""
     test_pairs: int
+    """Held-out rows."""
     ceiling: float | None = None
     """Best possible accuracy: a simulated annotator is itself undecided. null for real people."""
 

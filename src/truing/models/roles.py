@@ -7,7 +7,7 @@ reward model a second adapter, the value a head. Without adapters each part is i
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,6 +32,8 @@ class Roles:
     """A frozen copy; None where adapters make it unnecessary, or nothing needs a reference."""
     reward_copy: Network | None = None
     """A reward model of its own; None where it is an adapter, or there is none."""
+    reference_masters: dict[str, Tensor] = field(default_factory=dict)
+    """Float32 weights of a reference that follows the policy; empty until it first moves."""
     temperature: float = 1.0
     """Log-probs are taken at the temperature the sampler uses."""
 
@@ -69,12 +71,20 @@ class Roles:
     def move_reference(self, alpha: float) -> None:
         """reference ← α·policy + (1 − α)·reference, for every weight.
 
-        Needs a copy of the reference; in float32, or small moves are lost to rounding.
+        Needs a copy of the reference. It computes in the policy's precision, so that their first
+        log-ratio is exactly 0; the average is kept in float32, or small moves would be lost.
         """
         assert self.reference_copy is not None
         reference = dict(self.reference_copy.base.named_parameters())
+        if not self.reference_masters:
+            self.reference_masters = {
+                name: p.to(torch.promote_types(p.dtype, torch.float32), copy=True)
+                for name, p in reference.items()
+            }
         for name, weight in self.policy.merged_weights():
-            reference[name].lerp_(weight.to(reference[name].dtype), alpha)
+            master = self.reference_masters[name]
+            master.lerp_(weight.to(master.dtype), alpha)
+            reference[name].copy_(master)
 
     @torch.no_grad()
     def reward_scores(self, batch: Batch) -> Tensor:

@@ -87,8 +87,6 @@ PRESETS: Mapping[str, Preset] = {
             "aggregation": "constant",
             "beta": 0.0,
             "scale_rewards": "none",
-            "num_generations": 8,
-            "score_normalization": "none",
         },
         summary="GRPO without its two biases: no deviation, no division by length; no KL.",
         source='Liu et al. 2025, "Understanding R1-Zero-Like Training: A Critical Perspective" '
@@ -104,7 +102,6 @@ PRESETS: Mapping[str, Preset] = {
             "overlong_cache": 13,
             "dynamic_sampling": True,
             "num_generations": 16,
-            "score_normalization": "none",
         },
         summary="Higher upper clip, token mean, silent groups redrawn, soft length limit, no KL. "
         "Set overlong_cache to a fifth of max_completion_length.",
@@ -126,6 +123,8 @@ PRESETS: Mapping[str, Preset] = {
             "scale_rewards": "batch",
             "kl_placement": "token",
             "kl_coef": 0.01,
+            "num_generations": 1,
+            "score_normalization": "reference",
         },
         summary="REINFORCE++: one completion a prompt, KL per token in the return, advantages "
         "whitened over the rollout, PPO's clip.",
@@ -139,7 +138,6 @@ PRESETS: Mapping[str, Preset] = {
             "beta": 0.001,
             "kl_estimator": "k2",
             "scale_rewards": "batch",
-            "num_generations": 8,
         },
         summary="REINFORCE++ with the group's mean taken off before whitening, and a k2 loss.",
         source='Hu et al. 2025, "REINFORCE++: Stabilizing Critic-Free Policy Optimization with '

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from truing.batch import Batch, Loss, Outputs
 
-KNOBS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-"""Configuration of an objective's dataclass: unknown fields are errors, docstrings are docs."""
+KNOBS = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+"""Configuration of an objective's dataclass: unknown fields and numbers that are none are errors,
+docstrings are docs."""
 
 Trains = Literal["policy", "reward", "policy+value"]
 Unit = Literal["tokens", "completions", "pairs", "groups", "steps"]
@@ -52,8 +53,8 @@ class Objective(ABC):
     """Those of its columns that its own `prepare` adds."""
     credit: ClassVar[str | None] = None
     """For on-policy objectives: the rule of rollouts/credit that turns rewards into advantages."""
-    credit_defaults: ClassVar[Mapping[str, Any]] = {}
-    """What this method's paper sets in the credit rule; a recipe's own keys win."""
+    recipe_defaults: ClassVar[Mapping[str, Any]] = {}
+    """What this method's paper sets in the credit rule and the stage; a recipe's own keys win."""
     moves_reference: ClassVar[bool] = False
     """Whether the reference follows the policy (then it has `mixup_alpha` and `sync_steps`)."""
     step_zero: ClassVar[Mapping[str, tuple[float, float]]] = {}

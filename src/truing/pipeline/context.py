@@ -6,7 +6,7 @@ Data are read and encoded before any weights are loaded, so bad rows are found a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -146,8 +146,7 @@ class Context:
         """The prompts of groups, each once, without their completions."""
         seen: dict[Any, Group] = {}
         for group in self.groups(name, split):
-            bare = replace(group, completions=(), chosen=None, rejected=None)
-            seen.setdefault(group.prompt, bare)
+            seen.setdefault(group.prompt, group.bare())
         prompts = list(seen.values())[:limit]
         if not prompts:
             raise UsageError(

@@ -19,7 +19,7 @@ from truing.batch import Batch, Metric, combine, extreme_of, mean_of
 from truing.data.packing import micro_batches, pack
 from truing.errors import NumericsError, RolloutError
 from truing.groups import TokenGroup
-from truing.rollouts.credit import Credit
+from truing.rollouts.credit.base import Credit
 
 Scorer = Callable[[Batch, Sequence[TokenGroup]], Tensor]
 """Batch and its groups -> scores_C."""

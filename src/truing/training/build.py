@@ -7,7 +7,7 @@ source. (Reading a stage's keys, which loads nothing, is method.py.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from truing import config
 from truing.batch import Batch, Outputs
-from truing.errors import UsageError
+from truing.data.loader import Loader
+from truing.errors import DataError, UsageError
 from truing.groups import TokenGroup
 from truing.models import loading
 from truing.models.heads import new_score_head, new_value_head
@@ -43,6 +44,8 @@ class Inputs:
     stop_id: int
     train: Sequence[TokenGroup]
     heldout: Sequence[TokenGroup]
+    demonstrations: Sequence[TokenGroup]
+    """What an on-policy objective with ptx_coef keeps learning; others never see it."""
     reward_run: Path | None
     """Run directory of the reward model, if a stage made it."""
     shares_trunk: bool
@@ -77,11 +80,11 @@ def build(method: Method, inputs: Inputs) -> Built:
     masters = MasterWeights(trainable)
 
     def compute(batch: Batch) -> Outputs:
-        return roles.outputs(batch, objective.trains)
+        return roles.outputs(batch, objective.trains, objective.extra_outputs)
 
     def complete(batch: Batch) -> Batch:
         batch = batch.to(device)
-        if "reference_logps_N" in objective.needs:
+        if "reference_logps_N" in objective.required:
             batch = batch.with_columns(reference_logps_N=roles.reference_logps(batch))
         return batch
 
@@ -89,10 +92,7 @@ def build(method: Method, inputs: Inputs) -> Built:
     optimizer = make_optimizer(masters, training.learning_rate, training.weight_decay)
 
     def before_first_update(metrics: dict[str, float]) -> None:
-        expected = dict(objective.step_zero)
-        if method.credit is not None:
-            expected |= method.credit.step_zero
-        contract.check_numbers(expected, metrics, inputs.where)
+        contract.check_numbers(method.step_zero, metrics, inputs.where)
         contract.check_gradients(masters.gradients(), [roles.policy], inputs.where)
 
     step = Step(
@@ -105,11 +105,25 @@ def build(method: Method, inputs: Inputs) -> Built:
         ),
         max_grad_norm=training.max_grad_norm,
         before_first_update=before_first_update,
+        after_update=_moving_reference(method, roles),
     )
     heldout = []
     if isinstance(training, config.Offline) and isinstance(source, Offline):
         heldout = source.batches(inputs.heldout[: training.eval_rows])
     return Built(step, source, roles, lora, heldout, device, dtype)
+
+
+def _moving_reference(method: Method, roles: Roles) -> Callable[[int], None] | None:
+    """Every sync_steps the reference takes a step towards the policy, if the objective says so."""
+    if not method.objective.moves_reference:
+        return None
+    knobs = method.knobs
+
+    def follow(taken: int) -> None:
+        if taken % knobs["sync_steps"] == 0:
+            roles.move_reference(knobs["mixup_alpha"])
+
+    return follow
 
 
 def lora_config(model: config.Model, transformer: Any) -> LoraConfig | None:
@@ -163,9 +177,9 @@ def _roles(
         score_head=new_score_head(size, inputs.seed) if objective.trains == "reward" else None,
         value_head=new_value_head(size) if objective.trains == "policy+value" else None,
     )
-    needs_reference = "reference_logps_N" in objective.needs or method.credit is not None
+    needs_reference = "reference_logps_N" in objective.required or method.credit is not None
     reference_copy = None
-    if needs_reference and lora is None:
+    if needs_reference and (lora is None or objective.moves_reference):
         reference_copy = Network(loading.load_causal(inputs.source, dtype, inputs.revision))
         reference_copy.requires_grad_(False).to(device)
     reward_copy = None
@@ -183,7 +197,7 @@ def _roles(
             remedy="set temperature above 0",
         )
     policy.to(device)
-    return Roles(policy, reference_copy, reward_copy, temperature), lora
+    return Roles(policy, reference_copy, reward_copy, temperature=temperature), lora
 
 
 def _source(
@@ -245,7 +259,7 @@ def _collector(
 
     @torch.no_grad()
     def measure(batch: Batch) -> tuple[Tensor, Tensor]:
-        outputs = roles.outputs(batch, method.objective.trains)
+        outputs = roles.outputs(batch, method.objective.trains, method.objective.extra_outputs)
         assert outputs.logps_N is not None
         values_N = outputs.values_N
         return outputs.logps_N, torch.zeros_like(outputs.logps_N) if values_N is None else values_N
@@ -253,6 +267,19 @@ def _collector(
     def network_score(batch: Batch, _: Sequence[TokenGroup]) -> Tensor:
         return roles.reward_scores(batch)
 
+    def draw_greedy(prompts: Sequence[TokenGroup]) -> list[TokenGroup]:
+        return sample(roles.policy, prompts, replace(settings, temperature=0.0), seed=0)
+
+    demonstrations = None
+    if "demonstration_C" in method.objective.required:
+        if not inputs.demonstrations:
+            raise DataError(
+                "ptx_coef needs demonstrations, and these rows are prompts only",
+                where=inputs.where,
+                remedy="give rows with completions, or set ptx_coef to 0",
+            )
+        per_step = training.demonstrations_per_step
+        demonstrations = Loader(inputs.demonstrations, per_step, inputs.seed).forever()
     return Collector(
         draw=draw,
         measure=measure,
@@ -263,4 +290,7 @@ def _collector(
         batch_size=training.batch_size,
         micro_batch_tokens=training.micro_batch_tokens,
         device=device,
+        draw_greedy=draw_greedy,
+        dynamic_rounds=training.dynamic_rounds if training.dynamic_sampling else 0,
+        demonstrations=demonstrations,
     )

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 import torch
 
 from truing.batch import Batch, combine
-from truing.objectives.base import Objective
 from truing.rundir import RunDirectory
 from truing.training.sources import Source
-from truing.training.step import Compute, Step
+from truing.training.step import Step
 
 Evaluate = Callable[[], dict[str, float]]
 Tick = Callable[[int, int, Mapping[str, float]], None]
@@ -41,7 +40,11 @@ def train(
 
 
 @torch.no_grad()
-def measure(objective: Objective, compute: Compute, batches: list[Batch]) -> dict[str, float]:
-    """The objective's metrics on held-out batches, each name prefixed `eval/`."""
-    collected = [objective(batch, compute(batch)).metrics for batch in batches]
+def measure(step: Step, batches: list[Batch]) -> dict[str, float]:
+    """The objective's metrics on held-out batches, each name prefixed `eval/`.
+
+    Running means are read, not moved: measuring does not change the run.
+    """
+    prepared = step.prepared(batches, dict(step.carried))
+    collected = [step.objective(batch, step.compute(batch)).metrics for batch in prepared]
     return {f"eval/{name}": value for name, value in combine(collected).items()}

@@ -16,6 +16,7 @@ from truing import config, objectives
 from truing.errors import UsageError, suggest
 from truing.objectives.base import Objective
 from truing.rollouts import credit
+from truing.rollouts.credit.base import Credit
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,13 @@ class Method:
 
     training: config.Training
     objective: Objective
-    credit: credit.Credit | None
+    credit: Credit | None
+
+    @property
+    def step_zero(self) -> dict[str, tuple[float, float]]:
+        """Metric -> (value, tolerance) that must hold before the first update."""
+        rule = {} if self.credit is None else dict(self.credit.step_zero)
+        return dict(self.objective.step_zero) | rule
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -42,24 +49,31 @@ def resolve(name: str, raw: Mapping[str, Any], where: str) -> Method:
     try:
         objective_class = objectives.find(str(raw["method"]))
     except UsageError as error:
-        valid = [*objectives.names(), *config.PIPELINE_METHODS]
+        valid = [*objectives.methods(), *config.PIPELINE_METHODS]
         raise UsageError(
             f"{prefix}.method: {error.what}", where=where, remedy=suggest(str(raw["method"]), valid)
         ) from error
     credit_class = credit.find(objective_class.credit) if objective_class.credit else None
+    preset = objectives.presets().get(str(raw["method"]))
+    defaults = {**objective_class.recipe_defaults, **(preset.keys if preset else {})}
+    keys = {**defaults, **raw}
     schema = config.OnPolicy if credit_class else config.Offline
+    common = {f.alias or n for n, f in schema.model_fields.items()}
     own = [_field_names(part) for part in (objective_class, credit_class) if part]
-    known = {f.alias or n for n, f in schema.model_fields.items()}.union(*own)
-    for key in raw:
+    known = common.union(*own)
+    for key in keys:
         if key not in known:
             raise UsageError(
                 f"unknown key '{prefix}.{key}'", where=where, remedy=suggest(key, known)
             )
-    rest = {key: value for key, value in raw.items() if not any(key in names for names in own)}
+    training = config.check(schema, {k: v for k, v in keys.items() if k in common}, where, prefix)
+    # a field that the stage has too (max_completion_length) is the stage's
+    shared = {key: getattr(training, key) for key in common & set().union(*own)}
+    keys |= shared
     return Method(
-        training=config.check(schema, rest, where, prefix),
-        objective=_instance(objective_class, raw, where, prefix),
-        credit=None if credit_class is None else _instance(credit_class, raw, where, prefix),
+        training=training,
+        objective=_instance(objective_class, keys, where, prefix),
+        credit=None if credit_class is None else _instance(credit_class, keys, where, prefix),
     )
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from truing.batch import Batch, Metric, Outputs, combine
 from truing.errors import NumericsError
-from truing.objectives.base import Objective
+from truing.objectives.base import Objective, WholeStep
 from truing.training.optim import MasterWeights
 
 Compute = Callable[[Batch], Outputs]
@@ -30,8 +31,17 @@ class Step:
     max_grad_norm: float
     before_first_update: Callable[[dict[str, float]], None]
     """The step-0 contract; called once, with the first metrics, gradients in place."""
+    after_update: Callable[[int], None] | None = None
+    """Called with the number of steps taken, once the weights have moved."""
     taken: int = 0
     first_metrics: dict[str, float] = field(default_factory=dict)
+    carried: dict[str, Tensor] = field(default_factory=dict)
+    """What the objective keeps from step to step (running means); state of the run."""
+
+    def prepared(self, batches: Sequence[Batch], carried: dict[str, Tensor]) -> list[Batch]:
+        """The batches with what the objective must know of all of them at once."""
+        whole = WholeStep(list(batches), torch.no_grad()(self.compute), carried, self.taken)
+        return self.objective.prepare(whole)
 
     def __call__(
         self, micro_batches: Sequence[Batch], known: Mapping[str, float]
@@ -42,7 +52,7 @@ class Step:
         """
         collected: list[dict[str, Metric]] = []
         weight = 0.0
-        for batch in micro_batches:
+        for batch in self.prepared(micro_batches, self.carried):
             loss = self.objective(batch, self.compute(batch))
             loss.total.backward()  # type: ignore[no-untyped-call]
             self.masters.collect()
@@ -63,6 +73,8 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         self.masters.publish()
         self.taken += 1
+        if self.after_update is not None:
+            self.after_update(self.taken)
         return metrics
 
     def _refuse_non_finite(self, metrics: dict[str, float]) -> None:

@@ -43,9 +43,9 @@ class EXO(ListObjective):
     its own. Departures: none. A list of one teaches nothing and counts.
     """
 
-    beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    beta: Annotated[float, Field(gt=0)] = 0.1
     """β > 0: larger stays closer to the reference. 0.1 in the paper's code."""
-    beta_reward: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    beta_reward: Annotated[float, Field(gt=0)] = 1.0
     """β_r > 0, in the reward's unit: temperature of the target; smaller trusts the best score more.
     The paper's, where the product β β_r is the coefficient of KL."""
 

@@ -43,9 +43,9 @@ class InfoNCA(ListObjective):
     its own. Departures: none. A list of one teaches nothing and counts.
     """
 
-    beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    beta: Annotated[float, Field(gt=0)] = 0.01
     """β > 0: larger stays closer to the reference. 0.01 in the paper."""
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    alpha: Annotated[float, Field(gt=0)] = 1.0
     """α > 0, in the reward's unit: temperature of the target; smaller trusts the best score more,
     in the limit only that. The paper tunes it to the reward's scale."""
 

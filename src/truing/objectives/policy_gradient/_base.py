@@ -22,7 +22,7 @@ class PolicyGradient(Objective):
     unit: ClassVar[Unit] = "completions"
     needs = frozenset({"sampled_logps_N", "advantages_N"})
     credit = "group"
-    credit_defaults = {"baseline": "group", "scale_rewards": "group"}
+    recipe_defaults = {"num_generations": 8, "score_normalization": "none"}
     step_zero = {"val/ratio": (1.0, 0.0), "clip_ratio/region_mean": (0.0, 0.0)}
 
     @abstractmethod

@@ -52,7 +52,7 @@ class CISPO(TokenPolicyGradient):
     its own. Departures: bounds are the ratios themselves, where the paper writes 1 ± ε.
     """
 
-    ratio_max: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
+    ratio_max: Annotated[float, Field(ge=1)] = 5.0
     """w_max: the largest weight. Larger corrects more and varies more; 5 in TRL and Liger."""
     ratio_min: Annotated[float, Field(ge=0, le=1)] | None = None
     """w_min: the smallest weight, null: none, as in the paper. Larger keeps tokens that have

@@ -53,7 +53,7 @@ class GMPO(PolicyGradient):
     Departures: none.
     """
 
-    log_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.4
+    log_clip: Annotated[float, Field(gt=0)] = 0.4
     """c: how far a token's log-ratio may move before its gradient is cut, in nats. Larger allows
     more drift per rollout; 0.4 in the paper."""
 

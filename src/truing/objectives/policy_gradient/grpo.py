@@ -55,12 +55,12 @@ class GRPO(TokenPolicyGradient):
     its own. Departures: the KL term is weighted by the ratio (`kl_estimator: k3` is the paper's).
     """
 
-    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
+    epsilon: Annotated[float, Field(gt=0)] = 0.2
     """ε: how far the ratio may fall (and rise, without ε_high) before the gradient is cut. Larger
     allows more drift per rollout; 1 and more: no lower bound. 0.2 in PPO, 10 in R1."""
-    epsilon_high: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    epsilon_high: Annotated[float, Field(gt=0)] | None = None
     """ε_high: the upper bound, null: ε. Larger lets unlikely tokens grow; 0.28 in DAPO."""
-    beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.04
+    beta: Annotated[float, Field(ge=0)] = 0.04
     """β: weight of the KL term, per nat. Larger stays closer; 0 needs no reference. 0.04 in the
     paper, 0.001 in R1."""
     kl_estimator: KLEstimator = "weighted_k3"
@@ -70,7 +70,7 @@ class GRPO(TokenPolicyGradient):
     """How tokens are averaged: over all tokens of the step, or over completions, each as its
     token mean (sequence, the paper's), its sum (sequence_sum), or sum / max_completion_length
     (constant)."""
-    dual_clip: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
     """c: where A < 0 the loss is at most −c A, which ends the pull of exploded ratios. Larger cuts
     less; null: off. 3 in Ye et al."""
     max_completion_length: Annotated[int, Field(gt=0)] = 64

@@ -46,10 +46,10 @@ class GSPO(PolicyGradient):
     Departures: none.
     """
 
-    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4
+    epsilon: Annotated[float, Field(gt=0)] = 3e-4
     """ε: how far s may fall before the gradient is cut. Larger allows more drift per rollout;
     0.0003 in the paper."""
-    epsilon_high: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4e-4
+    epsilon_high: Annotated[float, Field(gt=0)] = 4e-4
     """ε_high: how far s may rise. Larger allows more drift per rollout; 0.0004 in the paper."""
     level: Literal["sequence", "token"] = "sequence"
     """sequence: one advantage per completion, the mean over its tokens. token: each token its own,

@@ -49,15 +49,15 @@ class PPO(Objective):
     reaches; ptx is a mean over demonstration tokens, which the paper leaves open.
     """
 
-    cliprange: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
+    cliprange: Annotated[float, Field(gt=0)] = 0.2
     """ε: how far the ratio may move before its gradient is cut. 0.2 in the paper."""
-    cliprange_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 0.2
+    cliprange_value: Annotated[float, Field(gt=0)] | None = 0.2
     """ε_V: the same for values, in reward units; null turns it off."""
-    vf_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    vf_coef: Annotated[float, Field(ge=0)] = 0.1
     """c_V: weight of the value loss. 0.1 in Ziegler et al."""
-    dual_clip: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
     """c: where A < 0 the loss is at most −c A. Larger cuts less; null: off. 3 in Ye et al."""
-    ptx_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    ptx_coef: Annotated[float, Field(ge=0)] = 0.0
     """γ: weight of the likelihood of demonstrations. Larger forgets less; 27.8 in InstructGPT."""
 
     trains = "policy+value"

@@ -49,7 +49,7 @@ class Reinforce(TokenPolicyGradient):
 
     unit = "tokens"
     needs = frozenset({"advantages_N"})
-    credit_defaults = {"baseline": "batch", "scale_rewards": "none"}
+    recipe_defaults = {"baseline": "batch", "scale_rewards": "none"}
     step_zero = {}
 
     def token_losses(self, batch: Batch, logps_N: Tensor) -> tuple[Tensor, dict[str, Metric]]:

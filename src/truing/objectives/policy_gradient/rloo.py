@@ -50,15 +50,15 @@ class RLOO(PolicyGradient):
     Departures: the paper takes one step per rollout and needs no ratio; the clip is TRL's.
     """
 
-    cliprange: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
+    cliprange: Annotated[float, Field(gt=0)] = 0.2
     """ε: how far the ratio of a completion may move before its gradient is cut. Larger allows
     more drift per rollout; 0.2 in TRL."""
 
-    credit_defaults = {
+    recipe_defaults = {
         "baseline": "leave_one_out",
         "scale_rewards": "none",
-        "kl_placement": "return",
         "kl_coef": 0.05,
+        "num_generations": 4,
     }
 
     def surrogate(self, batch: Batch, logps_N: Tensor) -> tuple[Tensor, dict[str, Metric]]:

@@ -50,10 +50,10 @@ class SAPO(TokenPolicyGradient):
     its own. Departures: none.
     """
 
-    tau_positive: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    tau_positive: Annotated[float, Field(gt=0)] = 1.0
     """τ where A > 0: how fast the gradient fades as the ratio leaves 1. Larger stays closer to
     the sampling policy; 1 in the paper."""
-    tau_negative: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.05
+    tau_negative: Annotated[float, Field(gt=0)] = 1.05
     """τ where A ≤ 0. Larger fades faster; 1.05 in the paper, larger than τ_positive."""
     aggregation: Aggregation = "sequence"
     """How tokens are averaged: over all tokens of the step, or over completions, each as its

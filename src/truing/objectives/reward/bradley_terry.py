@@ -56,10 +56,10 @@ class BradleyTerry(Objective):
     Departures: pairs are independent (InstructGPT weighs all pairs of one ranking together).
     """
 
-    center_coefficient: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    center_coefficient: Annotated[float, Field(ge=0)] = 0.0
     """η ≥ 0: pulls r_chosen + r_rejected to 0, which makes the minimiser unique. 0.01 in the
     paper; larger also shrinks the differences."""
-    margin_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    margin_coef: Annotated[float, Field(ge=0)] = 0.0
     """c ≥ 0: how much of the rows' `margin` the scores must differ by; 0 reads none. 1 in Llama 2
     with margins 1, 2/3, 1/3, 0; larger separates clear pairs further."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0

@@ -55,11 +55,11 @@ class KTO(VerdictObjective):
     own. Departures: none.
     """
 
-    beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    beta: Annotated[float, Field(gt=0)] = 0.1
     """β > 0: larger stays closer to the reference and saturates sooner. 0.1 in the paper."""
-    desirable_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
     """λ_D > 0: weight of desirable answers; raise the one of the rarer kind. 1 in the paper."""
-    undesirable_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
     """λ_U > 0: weight of undesirable answers; larger is more averse to losses. 1 in the paper."""
 
     needs = VerdictObjective.needs | {"mismatched_C", "kl_baseline"}

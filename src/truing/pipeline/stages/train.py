@@ -9,21 +9,21 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from truing.batch import Batch
+from truing.batch import Batch, Outputs
 from truing.config import OnPolicy, Sampling
-from truing.data.packing import chosen_only
 from truing.errors import DataError
-from truing.evaluation.reward_model import judge_pairs
-from truing.groups import FinishReason, TokenGroup
+from truing.evaluation.reward_model import judge
+from truing.groups import TokenGroup
 from truing.models import saving
 from truing.models.loading import DTYPES
-from truing.pipeline.context import Context, Tick
+from truing.pipeline.context import Context, Split, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
 from truing.rewards.base import Reward
 from truing.rollouts.collect import Rollout, Scorer
 from truing.rollouts.sampler import sample
 from truing.rollouts.scoring import score_groups
 from truing.rundir import RunInfo
+from truing.training.arrange import DEMONSTRATIONS, WAYS, arrange, check_rows
 from truing.training.build import Built, Inputs, build, sampling_settings
 from truing.training.loop import measure, train
 from truing.training.method import Method, resolve
@@ -58,31 +58,11 @@ class Train(PipelineStage):
     def _check_rows(self, context: Context) -> None:
         """The rows are there, of the right type, and train the stop token somewhere."""
         groups = context.groups(self.method.training.data, "train")
-        if not groups:
+        if self.method.credit is None:
+            needs = self.method.objective.required
+            check_rows(groups, needs, self.name, context.recipe.data.path)
+        elif not groups:
             raise DataError("no rows to train on", where=context.where, remedy="check data.path")
-        kind = groups[0].type
-        pairs = "chosen_G" in self.method.objective.needs
-        if pairs and kind != "preference":
-            raise DataError(
-                f"stage {self.name} needs preference rows (prompt, chosen, rejected), "
-                f"these are {kind}",
-                where=context.recipe.data.path,
-                remedy="give preference rows, or another method",
-            )
-        if not pairs and self.method.credit is None:
-            answers = [c for group in groups for c in group.completions]
-            if not answers:
-                raise DataError(
-                    f"stage {self.name} needs completions, these rows are {kind}",
-                    where=context.recipe.data.path,
-                    remedy="give prompt-completion or preference rows",
-                )
-            if all(answer.finish is FinishReason.LENGTH for answer in answers):
-                raise DataError(
-                    "every completion was cut before its end: the stop token is never trained",
-                    where=context.recipe.data.path,
-                    remedy="give rows that end, or draw them with a larger max_completion_length",
-                )
 
     def run(self, context: Context, info: RunInfo, tick: Tick) -> Totals:
         self._check_rows(context)
@@ -91,12 +71,13 @@ class Train(PipelineStage):
         step = built.step
 
         def evaluate() -> dict[str, float]:
-            return measure(step.objective, step.compute, built.heldout)
+            return measure(step, built.heldout)
 
         tokens = train(
             step, built.source, context.run(self.name), tick, evaluate if built.heldout else None
         )
         info.facts["first_step"] = step.first_metrics
+        info.facts["first_step_expected"] = self.method.step_zero
         info.facts["precision"] = str(built.dtype).removeprefix("torch.")
         self._keep(context, inputs, built)
         if self.makes == "reward":
@@ -109,14 +90,14 @@ class Train(PipelineStage):
         training = self.method.training
         path, revision = context.source(training.from_)
         reward_run, reward = self._reward(context)
-        if self.method.credit is not None:
-            train_groups = context.encode(context.prompts(training.data, "train"))
-            heldout: list[TokenGroup] = []
-        else:
-            train_groups = context.encode(context.groups(training.data, "train"))
-            heldout = context.encode(context.groups(training.data, "test"))
-            if "chosen_G" not in self.method.objective.needs:
-                train_groups, heldout = chosen_only(train_groups), chosen_only(heldout)
+        seed = context.seed(self.name, training.seed)
+        train_groups = self._rows(context, "train", seed)
+        heldout: list[TokenGroup] = []
+        shown: list[TokenGroup] = []
+        if self.method.credit is None:
+            heldout = self._rows(context, "test", seed)
+        elif "demonstration_C" in self.method.objective.required:
+            shown = self._demonstrations(context)
         return Inputs(
             source=path,
             revision=revision,
@@ -124,13 +105,32 @@ class Train(PipelineStage):
             stop_id=context.tokenizer.stop_id,
             train=train_groups,
             heldout=heldout,
+            demonstrations=shown,
             reward_run=reward_run,
             shares_trunk=reward_run is not None and self._same_parent(context, reward_run),
             reward=reward,
             on_rollout=lambda index, rollout: self._keep_rollout(context, index, rollout),
-            seed=context.seed(self.name, training.seed),
+            seed=seed,
             where=f"stages.{self.name}",
         )
+
+    def _rows(self, context: Context, split: Split, seed: int) -> list[TokenGroup]:
+        """Prompts for on-policy training, else the rows as the objective learns from them."""
+        data = self.method.training.data
+        if self.method.credit is not None:
+            return context.encode(context.prompts(data, split))
+        groups = context.groups(data, split)
+        if not groups:
+            return []
+        encoded = context.encode(groups)
+        return arrange(encoded, groups[0].type, self.method.objective.required, seed)
+
+    def _demonstrations(self, context: Context) -> list[TokenGroup]:
+        """The data's own answers, if it has any."""
+        groups = context.groups(self.method.training.data, "train")
+        if groups[0].type not in WAYS[DEMONSTRATIONS]:
+            return []
+        return arrange(context.encode(groups), groups[0].type, frozenset(), 0)
 
     def _reward(self, context: Context) -> tuple[Path | None, Scorer | None]:
         """The reward model's run directory, or a scorer over texts."""
@@ -191,18 +191,16 @@ class Train(PipelineStage):
         context.run(self.name).write_rows(f"samples/rollout-{index:04d}.jsonl", rows[:KEPT_SAMPLES])
 
     def _judge(self, context: Context, inputs: Inputs, built: Built) -> dict[str, Any]:
-        """The reward model on every held-out pair; its scores are the stage's samples."""
+        """The reward model on every held-out row; its scores are the stage's samples."""
 
-        def scores_of(batch: Batch) -> Tensor:
-            scores_C = built.step.compute(batch.to(built.device)).scores_C
-            assert scores_C is not None
-            return scores_C
+        def compute(batch: Batch) -> Outputs:
+            return built.step.compute(batch.to(built.device))
 
         budget = self.method.training.micro_batch_tokens
-        verdict, rows = judge_pairs(scores_of, inputs.heldout or inputs.train, budget)
-        context.run(self.name).write_rows("samples/scores.jsonl", rows)
+        verdict = judge(compute, inputs.heldout or inputs.train, budget)
+        context.run(self.name).write_rows("samples/scores.jsonl", verdict.rows)
         return {
-            "accuracy": verdict.model_dump() if inputs.heldout else None,
+            "accuracy": verdict.accuracy.model_dump() if inputs.heldout else None,
             "train_pairs": len(inputs.train),
             "test_pairs": len(inputs.heldout),
         }
