@@ -32,6 +32,7 @@ from truing.explain import (
     python,
     rows,
     stated_point,
+    written,
 )
 from truing.objectives._cards import Source
 
@@ -177,7 +178,7 @@ def _family_table(family: list[Described]) -> Iterator[str]:
 
 def _preset(d: Described) -> Iterator[str]:
     assert d.preset is not None
-    keys = ", ".join(f"`{key} = {value}`" for key, value in d.preset.keys.items())
+    keys = ", ".join(f"`{key} = {written(value)}`" for key, value in d.preset.keys.items())
     yield f"{d.preset.summary} It is [{d.preset.of}](#{d.preset.of}) with {keys}."
     yield from ("", *_sources(d), "", *_try(d))
 
@@ -190,6 +191,11 @@ def _card(d: Described) -> Iterator[str]:
     yield from (f"**Gradient**: {card.gradient}", "")
     yield f"**Trains** the {objective.trains}, a mean over {objective.unit}; **reads**"
     yield (", ".join(f"`{name}`" for name in columns(objective)) or "nothing but log-probs") + "."
+    if d.kind.credit:
+        sets = ", ".join(f"`{k} = {written(v)}`" for k, v in d.kind.recipe_defaults.items())
+        yield f"**Credit** by [{d.kind.credit}](reference.md#{d.kind.credit})" + (
+            f", with {sets}." if sets else "."
+        )
     if d.method.step_zero:
         checks = (f"`{m}` = {value:g}" for m, (value, _) in d.method.step_zero.items())
         yield f"**Before the first update** {', '.join(checks)}."

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import re
 import shlex
 import sys
 import textwrap
@@ -163,7 +164,7 @@ def command(described: Described) -> str:
     parts += ["--output", f"runs/{described.name}"]
     if described.preset is None:
         for key, value in _example_keys(described.card).items():
-            parts += [f"--{key.replace('_', '-')}", _written(value)]
+            parts += [f"--{key.replace('_', '-')}", written(value)]
     return shlex.join(parts)
 
 
@@ -210,8 +211,8 @@ def section(name: str) -> list[Knob]:
 
 def _knob(name: str, field: FieldInfo, values: Mapping[str, Any]) -> Knob:
     default = values.get(name, field.get_default(call_default_factory=True))
-    written = "required" if default is PydanticUndefined else f"= {_written(default)}"
-    return Knob(name, written, ", ".join(limits(field)), field.description or "")
+    shown = "required" if default is PydanticUndefined else f"= {written(default)}"
+    return Knob(name, shown, ", ".join(limits(field)), field.description or "")
 
 
 def limits(field: FieldInfo) -> Iterator[str]:
@@ -237,7 +238,7 @@ def _example_keys(card: Card) -> dict[str, Any]:
     return {str(key.arg): ast.literal_eval(key.value) for key in call.args[0].keywords}
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as a recipe has it."""
     if isinstance(value, float):
         return f"{value:g}"
@@ -250,7 +251,7 @@ def _written(value: Any) -> str:
 def _overview() -> str:
     lines = ["`truing explain NAME` says everything about one of these.", ""]
     for folder, names in families().items():
-        lines.append(f"{folder or 'objectives'}: {family_title(folder)}")
+        lines.append(f"{folder or 'combined'}: {family_title(folder)}")
         width = max(map(len, names)) + 4
         for name in names:
             start = f"    {name}" if name in objectives.presets() else f"  {name}"
@@ -294,14 +295,14 @@ def _preset(d: Described) -> Iterator[str]:
     yield ""
     base = describe(d.preset.of).method.knobs
     for key, value in d.preset.keys.items():
-        yield f"    {key} = {_written(value)}   ({d.preset.of}: {_written(base[key])})"
+        yield f"    {key} = {written(value)}   ({d.preset.of}: {written(base[key])})"
     yield ""
     yield f"{d.preset.of}, as this preset sets it:"
 
 
 def _needs(d: Described) -> Iterator[str]:
     objective = d.method.objective
-    yield f"It trains the {objective.trains}; the loss is a mean over the step's {objective.unit}."
+    yield f"It trains: {objective.trains}. Its loss is the mean over a step's {objective.unit}."
     needed = columns(objective)
     width = max(map(len, [*needed, *objective.extra_outputs]), default=0)
     for name, column in needed.items():
@@ -309,7 +310,9 @@ def _needs(d: Described) -> Iterator[str]:
         text = f"{column.meaning} [{column.unit}]; from {source}"
         yield from _prose(text, f"{name:{width}}  ", " " * (width + 2))
     for name in sorted(objective.extra_outputs):
-        yield f"{name:{width}}  computed with the log-probs"
+        yield f"{name:{width}}  from the model itself"
+    if objective.moves_reference:
+        yield "The reference follows the policy, so it cannot be computed beforehand."
 
 
 def _step_zero(d: Described) -> Iterator[str]:
@@ -323,7 +326,8 @@ def _try(d: Described) -> Iterator[str]:
     if ":" in d.name:
         yield f"a recipe's stage with method: {d.name}"
     else:
-        yield from " \\\n".join(_prose(command(d), "$ ", "    ")).splitlines()
+        kept = re.sub(r"(--[\w-]+) ", "\\1\u00a0", command(d))  # a flag stays with its value
+        yield from " \\\n".join(_prose(kept, "$ ", "    ")).replace("\u00a0", " ").splitlines()
     yield ""
     yield "M  a folder, hub id, .gguf file, package:NAME or random:llama"
     if d.kind.credit:
