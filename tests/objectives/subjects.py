@@ -7,7 +7,7 @@ fields of each preset, and with the settings of MORE that switch further terms o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -78,3 +78,8 @@ def heads(objective: Objective) -> tuple[str, ...]:
     if objective.trains == "reward":
         return ("scores_S",) if objective.unit == "steps" else ("scores_C",)
     return ("logps_N", "values_N") if objective.trains == "policy+value" else ("logps_N",)
+
+
+def undrawn(subject: Objective) -> Objective:
+    """The subject without chance: β-DPO draws the pairs it keeps in their order, so keep all."""
+    return replace(subject, keep_ratio=1.0) if hasattr(subject, "keep_ratio") else subject  # type: ignore[type-var]

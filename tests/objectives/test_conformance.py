@@ -12,7 +12,16 @@ import pytest
 import torch
 from flat_batches import INDICES, all_columns, make_batch, prepare, random_batch, take
 from pydantic import ValidationError
-from subjects import CLASSES, SUBJECTS, choices, every_class, every_subject, heads, raw_columns
+from subjects import (
+    CLASSES,
+    SUBJECTS,
+    choices,
+    every_class,
+    every_subject,
+    heads,
+    raw_columns,
+    undrawn,
+)
 
 from truing import objectives
 from truing.batch import COLUMNS, Outputs, combine
@@ -52,13 +61,6 @@ FOR_TRAINING = {("TRDPO", "mixup_alpha"), ("TRDPO", "sync_steps")}
 """Knobs that move the reference; the loss never sees them."""
 FOR_THE_NETWORK = {"step_end_S"}
 """Columns that say where an output is read: the loss needs it through that output."""
-DRAWN = {"keep_ratio": 1.0}
-"""Which pairs β-DPO keeps is drawn, in their order: its other laws are seen with all kept."""
-
-
-def undrawn(subject):
-    """The subject without chance."""
-    return dataclasses.replace(subject, **DRAWN) if hasattr(subject, "keep_ratio") else subject
 
 
 def run(subject, parts, **step):

@@ -5,14 +5,15 @@ never saw a padded row. What differs between the two is what this file would fin
 many or too few, a neighbour's prompt, padding in a mean.
 """
 
-import dataclasses
+import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import tiny_language as tiny
 import torch
-from flat_batches import FLAGS, INDICES, make_batch, prepare, random_columns
-from subjects import SUBJECTS, every_subject, raw_columns
+from flat_batches import make_batch, prepare, random_columns
+from subjects import SUBJECTS, every_subject, raw_columns, undrawn
 from table_network import KINDS, Tables, row_of
 
 from small_groups import random_groups
@@ -81,14 +82,17 @@ class Twin:
         said = Outputs(logps_N=logps[before_N, word_N], values_N=self.values[before_N])
         columns = random_columns(bare, said, torch.Generator().manual_seed(seed))
         columns["reference_logps_N"] = reference[before_N, word_N]
-        first_G = torch.tensor([0, *(len(g.completions) for g in groups)]).cumsum(0)[:-1]
+        first_G = torch.tensor([0, *(len(g.completions) for g in groups)]).cumsum(0)
         if groups[0].chosen is not None:
-            columns["chosen_G"] = first_G + torch.tensor([g.chosen for g in groups])
-            columns["rejected_G"] = first_G + torch.tensor([g.rejected for g in groups])
+            columns["chosen_G"] = first_G[:-1] + torch.tensor([g.chosen for g in groups])
+            columns["rejected_G"] = first_G[:-1] + torch.tensor([g.rejected for g in groups])
+        last_C = torch.isin(torch.arange(bare.size_C), first_G - 1)
+        columns["mismatched_C"] = last_C  # a loader gives every group one
         self.step_N = columns["step_end_S"] - 1  # in make_batch's layout, token n lies at n + 1
         self.columns = {name: columns[name].detach() for name in raw_columns(subject)}
         self.batch = bare.with_columns(**self.columns)
-        self.outputs = dataclasses.replace(
+        self.groups = informed(groups, self.batch, self.step_N)
+        self.outputs = replace(
             said,
             scores_C=self.rewards[after_N[bare.last_C]],
             scores_S=self.rewards[after_N[self.step_N]],
@@ -110,29 +114,61 @@ class Twin:
         }
 
 
-def produced(batch, twin, roles):
-    """A packed batch with the twin's columns, in production's precision and places."""
-    columns = {
-        name: v if name in (*FLAGS, *INDICES) else v.float() for name, v in twin.columns.items()
-    }
-    if "step_end_S" in columns:
-        columns["step_end_S"] = batch.target_N[twin.step_N]
-    if "reference_logps_N" in columns:
-        columns["reference_logps_N"] = roles.reference_logps(batch)
-    for name in ("chosen_G", "rejected_G"):  # packing itself knows these two
-        columns.pop(name, None)
-    return batch.with_columns(**columns)
+def informed(groups, batch, step_N):
+    """The groups, told what the columns say of them, as data readers tell them."""
+    names = {"label_C": "label", "scores_C": "score", "mismatched_C": "mismatched"}
+    names |= {"margin_G": "margin", "probability_G": "probability"}
+    said = {names[name]: v.tolist() for name, v in batch.columns.items() if name in names}
+    judged = {}
+    if "step_end_S" in batch:
+        first_C = (batch.last_C + 1 - batch.lengths_C).tolist()
+        for n, label in zip(step_N.tolist(), batch["step_label_S"].tolist(), strict=True):
+            c = int(batch.completion_N[n])
+            judged[c] = (*judged.get(c, ()), (n - first_C[c], label))
+    count, told = itertools.count(), []
+    for i, g in enumerate(groups):
+        completions = []
+        for c in g.completions:
+            at = next(count)
+            own = {n: said[n][at] for n in ("label", "score", "mismatched") if n in said}
+            completions.append(replace(c, steps=judged.get(at, ()), **own))
+        own = {name: said[name][i] for name in ("margin", "probability") if name in said}
+        told.append(replace(g, completions=tuple(completions), **own))
+    return told
+
+
+HANDED = (
+    "sampled_logps_N", "advantages_N", "returns_N", "values_N", "baseline_C", "demonstration_C",
+)  # fmt: skip
+"""Columns that rollouts add to a packed batch; all others must come out of packing."""
+
+
+def packed(groups, handed, order=None):
+    """The groups in this order (or all as they lie), packed, with their parts of each column."""
+    order = range(len(groups)) if order is None else order
+    batch = pack([groups[i] for i in order])
+    tokens = [[len(c.ids) for c in g.completions] for g in groups]
+    sizes = {"N": [sum(lengths) for lengths in tokens], "C": [len(lengths) for lengths in tokens]}
+    parts = {name: v.split(sizes[name[-1]]) for name, v in handed.items()}
+    columns = {name: torch.cat([part[i] for i in order]) for name, part in parts.items()}
+    return batch.with_columns(
+        **{name: v.float() if v.is_floating_point() else v for name, v in columns.items()}
+    )
+
+
+def produced(twin, roles, order=None):
+    """The twin's groups as production has them: packed, in float32, the reference computed."""
+    batch = packed(twin.groups, {n: v for n, v in twin.columns.items() if n in HANDED}, order)
+    if "reference_logps_N" in twin.columns:
+        batch = batch.with_columns(reference_logps_N=roles.reference_logps(batch))
+    return batch
 
 
 def judge(subject, batches, roles):
     """(mean loss, its gradients by parameter) of one step through the networks."""
     roles.policy.requires_grad_(True).zero_grad(set_to_none=True)
     parts = [
-        (
-            batch,
-            roles.outputs(batch, subject.trains, subject.extra_outputs),
-        )
-        for batch in batches
+        (batch, roles.outputs(batch, subject.trains, subject.extra_outputs)) for batch in batches
     ]
     losses = [subject(batch, outputs) for batch, outputs in prepare(subject, parts)]
     mean = sum(loss.total for loss in losses) / sum(loss.weight for loss in losses)
@@ -155,10 +191,10 @@ def same_judgement(left, right, tolerance):
 
 @every_subject
 def test_the_production_path_gives_the_tables_loss_and_gradient(subject):
-    groups, roles = groups_for(subject), TABLES.roles()
-    twin = Twin(groups, subject)
-    batch = produced(pack(groups), twin, roles)
-    assert 1 < batch.tokens_RT.shape[0] < len(groups), "rows should be shared"
+    twin, roles = Twin(groups_for(subject), subject), TABLES.roles()
+    batch = produced(twin, roles)
+    assert set(batch.columns) >= raw_columns(subject)
+    assert 1 < batch.tokens_RT.shape[0] < len(twin.groups), "rows should be shared"
     assert (batch.group_RT < 0).any(), "rows should be padded"
     same_judgement(twin.judge(subject), judge(subject, [batch], roles), 1e-5)
 
@@ -265,7 +301,7 @@ def widened(batch, columns, rows, pad_id):
         return index + index // width * columns
 
     steps = {"step_end_S": moved(batch["step_end_S"])} if "step_end_S" in batch else {}
-    return dataclasses.replace(
+    return replace(
         batch,
         tokens_RT=spread(tokens_RT, pad_id),
         positions_RT=spread(batch.positions_RT, 0),
@@ -279,8 +315,8 @@ def widened(batch, columns, rows, pad_id):
 @every_subject
 def test_padding_is_never_seen(subject):
     """Wider rows, more rows; padding that is the stop token, a word, a prompt; NaN behind it."""
-    groups, roles = groups_for(subject), TABLES.roles()
-    batch = produced(pack(groups), Twin(groups, subject), roles)
+    roles = TABLES.roles()
+    batch = produced(Twin(groups_for(subject), subject), roles)
     plain = judge(subject, [batch], roles)
     for columns, rows, pad_id in ((0, 0, 0), (3, 0, 0), (0, 2, 2), (5, 1, 4)):
         wide = widened(batch, columns, rows, pad_id)
@@ -288,31 +324,21 @@ def test_padding_is_never_seen(subject):
         same_judgement(plain, judge(subject, [wide], roles), 1e-6)
 
 
-def cut(batch, groups):
-    """Each group packed alone, with its part of every column."""
-    ends_N = torch.zeros(batch.size_N, dtype=torch.bool)
-    if "step_end_S" in batch:
-        ends_N = torch.isin(batch.target_N, batch["step_end_S"])
-    first_C = torch.tensor([0, *(len(g.completions) for g in groups)]).cumsum(0)
-    for i, g in enumerate(groups):
-        rows_C = slice(first_C[i], first_C[i + 1])
-        rows_N = (batch.completion_N >= first_C[i]) & (batch.completion_N < first_C[i + 1])
-        alone = pack([g])
-        slots = {"N": rows_N, "C": rows_C, "G": slice(i, i + 1), "S": rows_N[ends_N]}
-        columns = {
-            name: v[slots[name[-1]]] for name, v in batch.columns.items() if name not in INDICES
-        }
-        if "step_end_S" in batch:
-            columns["step_end_S"] = alone.target_N[ends_N[rows_N]]
-        yield alone.with_columns(**columns)
+@every_subject
+def test_one_group_a_row_and_one_row_a_micro_batch_change_nothing(subject):
+    twin, roles = Twin(groups_for(subject), subject), TABLES.roles()
+    alone = [produced(twin, roles, [i]) for i in range(len(twin.groups))]
+    same_judgement(
+        judge(subject, [produced(twin, roles)], roles), judge(subject, alone, roles), 1e-6
+    )
 
 
 @every_subject
-def test_one_group_a_row_and_one_row_a_micro_batch_change_nothing(subject):
-    groups, roles = groups_for(subject), TABLES.roles()
-    batch = produced(pack(groups), Twin(groups, subject), roles)
-    packed = judge(subject, [batch], roles)
-    same_judgement(packed, judge(subject, list(cut(batch, groups)), roles), 1e-6)
+def test_the_order_in_which_groups_are_packed_changes_nothing(subject):
+    subject = undrawn(subject)
+    twin, roles = Twin(groups_for(subject), subject), TABLES.roles()
+    there, elsewhere = (produced(twin, roles, order) for order in (None, [4, 0, 5, 2, 1, 3]))
+    same_judgement(judge(subject, [there], roles), judge(subject, [elsewhere], roles), 1e-6)
 
 
 def test_reference_log_probs_may_be_computed_before():
@@ -330,8 +356,8 @@ def test_the_stop_token_is_part_of_the_loss(name):
     choice = {"chosen": 0, "rejected": 1} if "chosen_G" in raw_columns(subject) else {}
 
     def loss(sentence, roles):
-        groups = [group(PROMPTS[0], [sentence, other], **choice)]
-        return judge(subject, [produced(pack(groups), Twin(groups, subject), roles)], roles)[0]
+        twin = Twin([group(PROMPTS[0], [sentence, other], **choice)], subject)
+        return judge(subject, [produced(twin, roles)], roles)[0]
 
     plain = TABLES.roles()
     likelier = TABLES.policy_KSV.clone()
@@ -363,17 +389,18 @@ def test_a_transformer_sees_no_padding_and_no_neighbour(name):
     )
     roles = Roles(policy)
     groups = random_groups(seed=5, groups=5, completions=2, pairs=True)
-    batch = pack(groups)
     g = torch.Generator().manual_seed(0)
-    columns = {
-        name: torch.randn(batch.size_N, generator=g)
-        for name in raw_columns(subject)
-        if name[-1] == "N"
+    size = pack(groups).size_N
+    handed = {
+        column: torch.randn(size, generator=g)
+        for column in raw_columns(subject)
+        if column[-1] == "N"
     }
-    if "sampled_logps_N" in columns:
-        columns["sampled_logps_N"] = roles.outputs(batch, "policy").logps_N.detach()
-    batch = batch.with_columns(**columns)
+    if "sampled_logps_N" in handed:
+        handed["sampled_logps_N"] = roles.outputs(pack(groups), "policy").logps_N.detach()
+    batch = packed(groups, handed)
     plain = judge(subject, [batch], roles)
     for columns, rows, pad_id in ((4, 1, 2), (0, 0, 77)):  # 2 is the stop token
         same_judgement(plain, judge(subject, [widened(batch, columns, rows, pad_id)], roles), 1e-6)
-    same_judgement(plain, judge(subject, list(cut(batch, groups)), roles), 1e-6)
+    alone = [packed(groups, handed, [i]) for i in range(len(groups))]
+    same_judgement(plain, judge(subject, alone, roles), 1e-6)
