@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from scalar import clip, mean, ppo_like, sigmoid
 
 from truing import objectives
+from truing.batch import combine
 
 N, C = 10, 4
 
@@ -133,6 +134,48 @@ def test_grpo_reads_the_reference_only_where_beta_is_positive():
     poisoned, gradient = judge(cls(beta=0.0), FAR.with_columns(reference_logps_N=nan))
     assert poisoned.total.item() == clean.total.item()
     assert all(math.isfinite(g) for g in gradient)
+
+
+def shares(ratios, advantages, low, high):
+    """Where a clip has ended the gradient, out of all: below, above, either."""
+    pairs = list(zip(ratios, advantages, strict=True))
+    below = mean([float(w < low and a < 0) for w, a in pairs])
+    above = mean([float(w > high and a > 0) for w, a in pairs])
+    return [below, above, below + above]
+
+
+def test_how_much_is_clipped_and_how_far_the_policy_is():
+    columns = FAR.columns
+    rows = zip(FAR.policy, columns["sampled_logps_N"], columns["advantages_N"], strict=True)
+    logs, advantages, sums, means, of_row = [], [], [], [], []
+    for now, old, a in rows:
+        drift = [x - y for x, y in zip(now, old, strict=True)]
+        logs += drift
+        advantages += a
+        sums.append(math.exp(sum(drift)))
+        means.append(math.exp(mean(drift)))
+        of_row.append(mean(a))
+    ratios = [math.exp(d) for d in logs]
+    spread = [m for m, row in zip(of_row, columns["advantages_N"], strict=True) for _ in row]
+    wide = {"epsilon": 0.07, "epsilon_high": 0.12}
+    exact = [mean([float(w < 0.75) for w in ratios]), mean([float(w > 1.3) for w in ratios])]
+    expected = {
+        "grpo": (wide, ratios, shares(ratios, advantages, 0.93, 1.12)),
+        "rloo": ({"cliprange": 0.15}, sums, shares(sums, of_row, 0.85, 1.15)),
+        "gspo": (wide, means, shares(means, of_row, 0.93, 1.12)),
+        "gmpo": ({"log_clip": 0.1}, ratios, shares(logs, spread, -0.1, 0.1)),
+        "cispo": ({"ratio_max": 1.3, "ratio_min": 0.75}, ratios, [*exact, sum(exact)]),
+    }
+    for name, (fields, compared, clipped) in expected.items():
+        metrics = combine([judge(objectives.find(name)(**fields), FAR)[0].metrics])
+        found = [metrics[f"clip_ratio/{end}_mean"] for end in ("low", "high", "region")]
+        assert found == pytest.approx(clipped, abs=1e-6), name
+        assert clipped[0] > 0, name
+        assert clipped[1] > 0, name
+        assert metrics["val/ratio"] == pytest.approx(mean(compared), abs=1e-6)
+        assert metrics["val/ratio_max"] == pytest.approx(max(compared), abs=1e-6)
+        squares = mean([d * d / 2 for d in logs])
+        assert metrics["policy/approxkl_avg"] == pytest.approx(squares, abs=1e-6)
 
 
 DEFAULTS = {

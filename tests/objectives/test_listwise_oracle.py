@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from points import Point, agree, judge, label
-from scalar import log_sigmoid, log_softmax, sigmoid, softmax
+from scalar import log_sigmoid, log_softmax, mean, sigmoid, softmax
 
 from truing import objectives
+from truing.batch import combine
 
 GROUPS_A = Point(
     [[-0.5, -1.25], [-0.75, -2.0, -0.3], [-1.6], [-0.2, -0.9, -1.1, -0.4], [-0.6, -2.1]],
@@ -166,6 +167,20 @@ def test_exo_is_zero_where_the_policy_is_the_tilted_reference():
     loss, gradient = judge(objectives.find("exo")(beta=0.5, beta_reward=2.0), point)
     assert loss.total.item() == pytest.approx(0.0, abs=1e-12)
     assert gradient == pytest.approx([0.0] * len(gradient), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["infonca", "nca", "exo"])
+def test_metrics_compare_every_pair_of_a_group_whose_scores_differ(name):
+    loss, _ = judge(objectives.find(name)(beta=0.3), GROUPS_A)
+    metrics = combine([loss.metrics])
+    rewards = [0.3 * GROUPS_A.sentence(i).rho for i in range(5)]
+    assert metrics["rewards/mean"] == pytest.approx(mean(rewards), abs=1e-6)
+    margins = [rewards[i] - rewards[j] for i, j in [(2, 0), (2, 3), (4, 1)]]
+    assert metrics["rewards/margins"] == pytest.approx(mean(margins), abs=1e-6)
+    assert metrics["rewards/accuracies"] == pytest.approx(
+        mean([float(m > 0) for m in margins]), abs=1e-6
+    )
+    assert 0 < metrics["rewards/accuracies"] < 1
 
 
 def test_far_scores_and_far_policies_stay_finite():

@@ -113,6 +113,19 @@ def test_the_value_clip_is_pessimistic(value, loss, slope):
     assert seen == pytest.approx((loss, slope), abs=1e-12)
 
 
+def test_the_value_clip_is_about_the_old_value():
+    loss, slope = value_step(1.0, 2.0, -1.0, cliprange_value=0.2)
+    assert loss == pytest.approx(0.5 * 2.8**2, abs=1e-12)
+    assert slope == 0
+
+
+def test_how_often_a_value_left_its_range():
+    moved = {"values": [1.0, 0.6, -0.3], "old_values": [0.5, 0.5, -0.6], "returns": [2, 2, 2]}
+    for limit, share in ((0.2, 2 / 3), (0.4, 1 / 3), (None, 0.0)):
+        loss, _, _ = step([1, 1, 1], [0, 0, 0], **moved, cliprange_value=limit)
+        assert combine([loss.metrics])["val/clipfrac_avg"] == pytest.approx(share, abs=1e-6)
+
+
 def test_the_value_clip_is_as_wide_below():
     loss, slope = value_step(-1.0, 0.5, -3.0, cliprange_value=0.2)
     assert loss == pytest.approx(0.5 * (0.3 + 3.0) ** 2, abs=1e-12)
