@@ -177,7 +177,7 @@ def python(described: Described) -> list[tuple[str, str]]:
     if described.preset is not None:
         default = kind()
         own = (
-            f"{k.name}={keys[k.name]!r}"
+            f"{k.name}={_quoted(keys[k.name])}"
             for k in knobs(kind)
             if keys[k.name] != getattr(default, k.name)
         )
@@ -236,6 +236,11 @@ def _example_keys(card: Card) -> dict[str, Any]:
     assert isinstance(call, ast.Call)
     assert isinstance(call.args[0], ast.Call)
     return {str(key.arg): ast.literal_eval(key.value) for key in call.args[0].keywords}
+
+
+def _quoted(value: Any) -> str:
+    """A value as our code has it: repr, with double quotes."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def written(value: Any) -> str:
