@@ -5,7 +5,8 @@ Index letters, used as name suffixes everywhere:
     R packed rows · T positions of a row · N predicted (completion) tokens of the batch, flat ·
     C completions · G groups · S labelled reasoning steps · V vocabulary · H hidden size
 
-A column without a letter is one number for the whole optimizer step. Nothing over N, C or G is padded: a masked slot cannot leak into a mean that has no masked slots.
+A column without a letter is one number for the whole optimizer step. Nothing over N, C or G is
+padded: a masked slot cannot leak into a mean that has no masked slots.
 """
 
 from __future__ import annotations
@@ -50,9 +51,7 @@ COLUMNS: Mapping[str, Column] = {
         "log-prob of each token under the frozen reference", "nats", "the step, or rollouts"
     ),
     "scores_C": Column("reward of each completion, as the reward gave it", "reward", "rollouts"),
-    "baseline_C": Column(
-        "score of the greedy completion of the same prompt", "reward", "rollouts"
-    ),
+    "baseline_C": Column("score of the greedy completion of the same prompt", "reward", "rollouts"),
     "values_N": Column("value of the state before each token, at sampling", "reward", "rollouts"),
     "advantages_N": Column("advantage of each token, detached", "reward", "credit"),
     "returns_N": Column("target of the value head, detached", "reward", "credit"),

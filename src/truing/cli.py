@@ -17,7 +17,7 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,  # main() tells SIGINT and SIGTERM apart
     help="Post-training for language models that you can check.",
-    help_epilogue="Every method of `truing explain` is a verb too: truing kto, truing dr_grpo, ...\n\n"
+    help_epilogue="Every method is a verb too (`truing explain` lists them): truing kto, ...\n\n"
     "Exit codes: 0 ok, 2 usage, 3 data, 4 model, 5 numerics, 6 resources, "
     "7 rollout or reward, 8 checkpoint, 130 interrupted, 143 terminated.",
 )

@@ -18,11 +18,12 @@ import matplotlib
 import pytest
 from pydantic import BaseModel
 
-from truing.errors import CheckpointError
 from truing import objectives
+from truing.errors import CheckpointError
 from truing.evaluation import plots, report
 from truing.evaluation import summary as schema
 from truing.evaluation.summary import Summary
+from truing.rollouts import credit
 
 Metrics = dict[str, list[dict[str, float]]]
 

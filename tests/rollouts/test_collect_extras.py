@@ -1,4 +1,4 @@
-"""What group methods ask of a rollout: redrawn groups, greedy baselines, filters, demonstrations."""
+"""What methods ask of a rollout: redrawn groups, greedy baselines, filters, demonstrations."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from itertools import count
 
 import pytest
 import torch
+from test_collect import collector
 
 from small_groups import random_groups
-from test_collect import collector
 from truing.errors import RolloutError
 from truing.groups import FinishReason, TokenGroup
 from truing.rollouts.collect import ScoreNormalizer

@@ -29,7 +29,13 @@ STEPS = 30
 
 OFFLINE = [n for n in objectives.methods() if objectives.find(n).credit is None]
 ON_POLICY = [n for n in objectives.methods() if objectives.find(n).credit is not None]
-KNOBS = {"process_reward": {}, "bradley_terry": {"center_coefficient": 0.01}}
+KNOBS = {
+    "f_dpo_forward_kl": {"learning_rate": 3e-4},  # 1/u explodes where the policy leaves quickly
+    "bradley_terry": {"center_coefficient": 0.01},
+    "remax": {"learning_rate": 3e-2},  # one greedy answer is a noisy baseline at the start
+}
+DESCENDED = {"dft": lambda found: -found["eval/token_probability"]}
+"""What falls, where it is not the loss: DFT's value rises until a token is likelier than 1/e."""
 
 
 def human_pairs():
@@ -46,7 +52,9 @@ def small_pairs():
     words = (("lovely", "dull"), ("kind", "rude"), ("bright", "bleak"), ("calm", "loud"))
     for subject, (good, bad) in product(subjects, words):
         for verb in ("was", "is"):
-            sides = {side: f" {verb} {word}." for side, word in zip(("c", "r"), (good, bad), strict=True)}
+            sides = {
+                side: f" {verb} {word}." for side, word in zip(("c", "r"), (good, bad), strict=True)
+            }
             yield {"prompt": subject, "chosen": sides["c"], "rejected": sides["r"]}
 
 
@@ -59,7 +67,9 @@ def tokenizer():
 def rows_of(tokenizer):
     """Column names -> (encoded groups, their type), made of the same pairs."""
     pairs = list(islice(human_pairs() if HH.exists() else small_pairs(), PAIRS))
-    pairs = [p | {"margin": 0.5 + i % 3, "probability": 0.6 + i % 4 / 10} for i, p in enumerate(pairs)]
+    pairs = [
+        p | {"margin": 0.5 + i % 3, "probability": 0.6 + i % 4 / 10} for i, p in enumerate(pairs)
+    ]
 
     def encoded(rows):
         groups = parse_rows([Row(values, f"row {i}") for i, values in enumerate(rows)]).groups
@@ -113,11 +123,12 @@ def test_thirty_steps_on_pairs_lower_its_own_loss(name, rows_of):
     kind = "stepwise" if "step_label_S" in needs else "preference"
     stage = build(method, inputs(arrange(rows_of[kind], kind, needs, seed=1)))
     fixed = stage.source.batches(stage.source.groups)
-    before = measure(stage.step, fixed)["eval/loss"]
+    own = DESCENDED.get(name, lambda found: found["eval/loss"])
+    before = own(measure(stage.step, fixed))
     for work in stage.source:
         stage.step(work.micro_batches, work.metrics)
     assert stage.step.taken == STEPS
-    assert measure(stage.step, fixed)["eval/loss"] < before - 1e-3 * abs(before)
+    assert own(measure(stage.step, fixed)) < before - 1e-3 * abs(before)
 
 
 @pytest.mark.parametrize("name", ON_POLICY)
@@ -131,14 +142,13 @@ def test_the_reward_rises(name, rows_of):
         "num_generations": 4,
         "batch_size": 16,
         "max_completion_length": 6,
+        **KNOBS.get(name, {}),
     }
     found = []
 
     def low_bytes(batch, groups):
         """Share of tokens from the lower half of the alphabet."""
-        shares = [
-            sum(i < 130 for i in c.ids) / len(c.ids) for g in groups for c in g.completions
-        ]
+        shares = [sum(i < 130 for i in c.ids) / len(c.ids) for g in groups for c in g.completions]
         return torch.tensor(shares)
 
     prompts = [type(g)(g.prompt_ids) for g in rows_of["preference"]]

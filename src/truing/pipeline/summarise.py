@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
 import json
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from truing.evaluation.summary import (
     Interval,

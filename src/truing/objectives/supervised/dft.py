@@ -6,7 +6,8 @@ sg stops the gradient. Read as policy gradient, plain maximum likelihood rewards
 1/π: the less the policy expects it, the more. The factor π takes that out, so that tokens the
 policy finds absurd teach little; with them go both outliers and knowledge it really lacks.
 
-Gradient: −∇π(y_n), bounded: it vanishes at π = 0 as well as where the token is certain.
+Gradient: −∇π(y_n), bounded: it vanishes at π = 0 as well as where the token is certain. So what
+falls is −π, not the printed value: that rises until a token's π is 1/e, and only then falls.
 Implementations: TRL's `dft` loss, the same, averaged over tokens; here over all tokens of the step.
 Source: Wu et al. 2025, "On the Generalization of SFT: A Reinforcement Learning Perspective with
 Reward Rectification" (arXiv 2508.05629), section 3.
@@ -43,5 +44,9 @@ class DFT(Objective):
     def __call__(self, batch: Batch, outputs: Outputs) -> Loss:
         assert outputs.logps_N is not None
         loss_N = dft_loss(outputs.logps_N)
-        metrics = {"loss": mean_of(loss_N), "nll": mean_of(-outputs.logps_N)}
+        metrics = {
+            "loss": mean_of(loss_N),
+            "nll": mean_of(-outputs.logps_N),
+            "token_probability": mean_of(outputs.logps_N.exp()),
+        }
         return Loss(loss_N.sum(), self.weigh(batch), metrics)
