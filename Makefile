@@ -5,13 +5,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test check bench docs clean
+.PHONY: quickstart test mutants check bench docs clean
 
 quickstart: $(VENV)/.quickstart  ## SFT, reward model, PPO, DPO, Best-of-N on a real model; one table
 	$(BIN)/truing run recipes/quickstart.yaml --resume
 
 test: $(VENV)/.dev  ## the whole suite, random order, warnings are errors
 	$(BIN)/python -m pytest -n $(or $(WORKERS),2)
+
+mutants: $(VENV)/.dev  ## would the suite see it? known bugs planted one at a time, in copies
+	$(BIN)/python -m tests.mutants --jobs $(or $(WORKERS),2)
 
 check: $(VENV)/.dev  ## format, lint, types, generated docs
 	$(BIN)/ruff format --check .

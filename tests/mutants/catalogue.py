@@ -1,0 +1,34 @@
+"""Every mutant, room by room."""
+
+from __future__ import annotations
+
+from . import (
+    credit,
+    exact,
+    listwise_and_unpaired,
+    models,
+    numbers,
+    pairwise,
+    pairwise_sides,
+    policy_gradient,
+    reward,
+    rollouts,
+    training,
+)
+from .mutant import Mutant
+
+ROOMS = (
+    numbers,
+    models,
+    training,
+    rollouts,
+    credit,
+    policy_gradient,
+    pairwise,
+    pairwise_sides,
+    reward,
+    listwise_and_unpaired,
+    exact,
+)
+MUTANTS: tuple[Mutant, ...] = tuple(mutant for room in ROOMS for mutant in room.MUTANTS)
+assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

@@ -1,0 +1,200 @@
+"""Bugs in objectives on single verdicts, on scored lists and on demonstrations."""
+
+from __future__ import annotations
+
+from .mutant import Mutant
+
+UNPAIRED, LISTWISE = "objectives/unpaired/", "objectives/listwise/"
+VERDICTS = ("objectives/test_unpaired_oracle.py",)
+PREPARED = ("objectives/test_prepare.py",)
+LISTS = ("objectives/test_listwise_oracle.py",)
+SUPERVISED = ("objectives/test_sft_oracle.py", "objectives/test_supervised_oracle.py")
+
+MUTANTS = (
+    Mutant(
+        "kto_baseline_below_zero",
+        UNPAIRED + "kto.py",
+        "        baseline = (drift.sum() / max(drift.numel(), 1)).clamp(min=0)",
+        "        baseline = drift.sum() / max(drift.numel(), 1)",
+        VERDICTS,
+        "z0 estimates a KL, which is not negative",
+    ),
+    Mutant(
+        "kto_baseline_clamped_each",
+        UNPAIRED + "kto.py",
+        "        baseline = (drift.sum() / max(drift.numel(), 1)).clamp(min=0)",
+        "        baseline = drift.clamp(min=0).sum() / max(drift.numel(), 1)",
+        VERDICTS,
+        "the clamp inside the mean: biased upwards",
+    ),
+    Mutant(
+        "kto_baseline_of_all_completions",
+        UNPAIRED + "kto.py",
+        'ratios(batch, outputs)[batch["mismatched_C"]]',
+        "ratios(batch, outputs)",
+        VERDICTS,
+        "matched and mismatched mixed (trl #1380, #1402)",
+    ),
+    Mutant(
+        "kto_baseline_per_micro_batch",
+        UNPAIRED + "kto.py",
+        "        drift = gather(step, mismatched)\n",
+        "        drift = mismatched(step.batches[0], step.compute(step.batches[0]))\n",
+        (*VERDICTS, "objectives/test_prepare.py"),
+        "z0 of what happens to be in memory",
+    ),
+    Mutant(
+        "kto_counts_the_mismatched",
+        UNPAIRED + "kto.py",
+        '        return ~batch["mismatched_C"]',
+        '        return torch.ones_like(batch["mismatched_C"])',
+        VERDICTS,
+        "mismatched completions in sum and weight",
+    ),
+    Mutant(
+        "kto_weights_change_places",
+        UNPAIRED + "_verdicts.py",
+        "            loss_U.new_tensor(self.desirable_weight),\n"
+        "            loss_U.new_tensor(self.undesirable_weight),\n",
+        "            loss_U.new_tensor(self.undesirable_weight),\n"
+        "            loss_U.new_tensor(self.desirable_weight),\n",
+        VERDICTS,
+        "λ_D and λ_U swapped",
+    ),
+    Mutant(
+        "undesirable_is_desirable",
+        UNPAIRED + "_verdicts.py",
+        "    return torch.where(desirable_U, ratio_U - shift, shift - ratio_U)",
+        "    return torch.where(desirable_U, ratio_U - shift, ratio_U - shift)",
+        VERDICTS,
+        "every verdict is good",
+    ),
+    Mutant(
+        "bco_has_no_shift",
+        UNPAIRED + "bco.py",
+        'bco_loss(rewards_U, verdicts.desirable_U, verdicts.batch["reward_shift"])',
+        "bco_loss(rewards_U, verdicts.desirable_U, 0.0)",
+        VERDICTS,
+        "δ = 0: half of BCO",
+    ),
+    Mutant(
+        "bco_shift_in_nats",
+        UNPAIRED + "bco.py",
+        "        rewards_C = self.beta * gather(step, ratios)",
+        "        rewards_C = gather(step, ratios)",
+        VERDICTS,
+        "a mean of log-ratios subtracted from rewards",
+    ),
+    Mutant(
+        "apo_zero_unpaired_uses_the_other_sign",
+        UNPAIRED + "apo_zero_unpaired.py",
+        "kto_loss(verdicts.ratio_U, verdicts.desirable_U, 0.0, self.beta)",
+        "kto_loss(verdicts.ratio_U, ~verdicts.desirable_U, 0.0, self.beta)",
+        VERDICTS,
+        "TRL's PPO aside, the commonest: a mask upside down",
+    ),
+    Mutant(
+        "exo_runs_forwards",
+        LISTWISE + "exo.py",
+        "    return implicit_logps_C.exp() * (implicit_logps_C - target_logps_C)",
+        "    return target_logps_C.exp() * (target_logps_C - implicit_logps_C)",
+        LISTS,
+        "the forward KL is InfoNCA",
+    ),
+    Mutant(
+        "exo_temperature_upside_down",
+        LISTWISE + "exo.py",
+        "lists.scores_C / self.beta_reward",
+        "lists.scores_C * self.beta_reward",
+        LISTS,
+        "r·β_r for r/β_r",
+    ),
+    Mutant(
+        "infonca_temperature_upside_down",
+        LISTWISE + "infonca.py",
+        "lists.scores_C / self.alpha",
+        "lists.scores_C * self.alpha",
+        LISTS,
+        "r·α for r/α",
+    ),
+    Mutant(
+        "nca_drops_the_noise",
+        LISTWISE + "nca.py",
+        " - logsigmoid(-rewards_C) / sizes_C",
+        "",
+        LISTS,
+        "the half that anchors is gone",
+    ),
+    Mutant(
+        "nca_noise_not_divided",
+        LISTWISE + "nca.py",
+        "logsigmoid(-rewards_C) / sizes_C",
+        "logsigmoid(-rewards_C)",
+        LISTS,
+        "K noise samples weigh K times one",
+    ),
+    Mutant(
+        "softmax_over_the_whole_batch",
+        LISTWISE + "_lists.py",
+        "    return shifted_C - segment_sum(shifted_C.exp(), group_C, groups).log()[group_C]",
+        "    return shifted_C - shifted_C.exp().sum().log()",
+        LISTS,
+        "completions of other prompts in the denominator",
+    ),
+    Mutant(
+        "dft_weight_learns",
+        "objectives/supervised/dft.py",
+        "    return -logps_N.detach().clamp(max=0).exp() * logps_N",
+        "    return -logps_N.clamp(max=0).exp() * logps_N",
+        SUPERVISED,
+        "the stop-gradient is the method",
+    ),
+    Mutant(
+        "dft_weight_is_one_over_it",
+        "objectives/supervised/dft.py",
+        "    return -logps_N.detach().clamp(max=0).exp() * logps_N",
+        "    return -(-logps_N.detach()).exp() * logps_N",
+        SUPERVISED,
+        "1/π for π",
+    ),
+    Mutant(
+        "sequence_mean_is_a_token_mean",
+        "objectives/supervised/sft.py",
+        '        if self.aggregation == "token":',
+        '        if self.aggregation != "sequence_sum":',
+        SUPERVISED,
+        "a sum of sequence means over a count of tokens",
+    ),
+    Mutant(
+        "sequence_mean_is_a_sum",
+        "objectives/supervised/sft.py",
+        '-logps_N / lengths_C[completion_N] if aggregation == "sequence" else -logps_N',
+        "-logps_N",
+        SUPERVISED,
+        "long demonstrations dominate: the first DPO code",
+    ),
+    Mutant(
+        "mixture_adds_sums",
+        "objectives/mixture.py",
+        "part.weight * units[0] / max(count, 1.0) * loss.total",
+        "part.weight * loss.total",
+        PREPARED,
+        "an SFT term summed over tokens beside a DPO term per pair",
+    ),
+    Mutant(
+        "mixture_divides_by_its_micro_batch",
+        "objectives/mixture.py",
+        "part.weight * units[0] / max(count, 1.0) * loss.total",
+        "part.weight * self.weigh(batch) / max(loss.weight, 1.0) * loss.total",
+        PREPARED,
+        "the SFT term as a mean over the micro-batch (TRL's rpo_alpha)",
+    ),
+    Mutant(
+        "mixture_forgets_its_weights",
+        "objectives/mixture.py",
+        "part.weight * units[0] / max(count, 1.0) * loss.total",
+        "units[0] / max(count, 1.0) * loss.total",
+        PREPARED,
+        "loss weights without effect",
+    ),
+)

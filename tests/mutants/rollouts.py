@@ -1,0 +1,129 @@
+"""Bugs while answers are drawn, scored and put together."""
+
+from __future__ import annotations
+
+from .mutant import Mutant
+
+SAMPLER, COLLECT, BEST = "rollouts/sampler.py", "rollouts/collect.py", "rollouts/best_of_n.py"
+SAMPLER_TESTS = ("rollouts/test_sampler.py",)
+COLLECT_TESTS = ("rollouts/test_collect.py", "rollouts/test_collect_extras.py")
+
+MUTANTS = (
+    Mutant(
+        "sampled_log_probs_at_temperature_1",
+        SAMPLER,
+        "        logits = logits / temperature\n"
+        "        cumulative = torch.softmax(logits, -1).cumsum(-1)",
+        "        cumulative = torch.softmax(logits / temperature, -1).cumsum(-1)",
+        SAMPLER_TESTS,
+        "samplers that report log-probs of the untempered model",
+    ),
+    Mutant(
+        "temperature_upside_down",
+        SAMPLER,
+        "        logits = logits / temperature\n",
+        "        logits = logits * temperature\n",
+        SAMPLER_TESTS,
+        "1/T for T",
+    ),
+    Mutant(
+        "left_padding_shifts_positions",
+        SAMPLER,
+        "    positions = (real.cumsum(-1) - 1).clamp(min=0)",
+        "    positions = torch.arange(width, device=device).expand(len(prompts), width)",
+        SAMPLER_TESTS,
+        "left padding without position ids: a prompt's text depends on its neighbours",
+    ),
+    Mutant(
+        "padding_is_part_of_the_prompt",
+        SAMPLER,
+        "((causal & real[:, None]) | itself)[:, None]",
+        "causal.expand(len(prompts), width, width)[:, None]",
+        SAMPLER_TESTS,
+        "left padding that is attended to",
+    ),
+    Mutant(
+        "cut_samples_called_finished",
+        SAMPLER,
+        "FinishReason.STOP if row.finished else FinishReason.LENGTH",
+        "FinishReason.STOP",
+        SAMPLER_TESTS,
+        "fragments trained as natural stops (whitecircle/halo #8)",
+    ),
+    Mutant(
+        "stop_token_not_kept",
+        SAMPLER,
+        "                row.ids.append(token)\n                row.logps.append(logp)\n"
+        "                row.finished = token == settings.stop_id",
+        "                row.finished = token == settings.stop_id\n"
+        "                if not row.finished:\n"
+        "                    row.ids.append(token)\n                    row.logps.append(logp)",
+        SAMPLER_TESTS,
+        "completions without their EOS: stopping is never rewarded",
+    ),
+    Mutant(
+        "scores_go_to_other_completions",
+        COLLECT,
+        "            for group in micro:\n                found[id(group)] =",
+        "            for group in sorted(micro, key=id):\n                found[id(group)] =",
+        COLLECT_TESTS,
+        "rewards zipped with completions in another order",
+    ),
+    Mutant(
+        "normaliser_follows_the_policy",
+        COLLECT,
+        "        if self.enabled and not self.fitted:",
+        "        if self.enabled:",
+        COLLECT_TESTS,
+        "legacy TRL scales by a running deviation: the reward's unit drifts with the policy",
+    ),
+    Mutant(
+        "greedy_baseline_not_normalised",
+        COLLECT,
+        "            flat = [b.with_columns(baseline_C=self.normalize.apply("
+        'b["baseline_C"])) for b in flat]',
+        "            pass",
+        COLLECT_TESTS,
+        "ReMax with scores in one unit and baselines in another",
+    ),
+    Mutant(
+        "silent_groups_are_kept",
+        COLLECT,
+        "for completion in group.completions}) > 1",
+        "for completion in group.completions}) > 0",
+        COLLECT_TESTS,
+        "TRL's dapo loss has no dynamic sampling",
+    ),
+    Mutant(
+        "demonstrations_pass_for_samples",
+        COLLECT,
+        '            columns["demonstration_C"] = _flags(batch, value=True)',
+        '            columns["demonstration_C"] = _flags(batch, value=False)',
+        COLLECT_TESTS,
+        "pretraining text in the policy loss of PPO-ptx",
+    ),
+    Mutant(
+        "groups_are_cut_by_minibatches",
+        COLLECT,
+        "        size = max(1, self.batch_size // per_group)",
+        "        size = max(1, self.batch_size)",
+        COLLECT_TESTS,
+        "batch size counted in prompts where it is completions",
+    ),
+    Mutant(
+        "best_of_equals_is_the_last",
+        BEST,
+        "    return max(range(len(scores)), key=scores.__getitem__)",
+        "    return max(reversed(range(len(scores))), key=scores.__getitem__)",
+        COLLECT_TESTS,
+        "ties decided by the order of a sort",
+    ),
+    Mutant(
+        "kl_of_best_of_n_without_its_second_term",
+        BEST,
+        "    return math.log(n) - (n - 1) / n",
+        "    return math.log(n)",
+        COLLECT_TESTS,
+        "log n reported as the KL of Best-of-n",
+    ),
+)
