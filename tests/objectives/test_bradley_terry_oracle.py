@@ -109,6 +109,11 @@ def test_metrics_of_the_master_vector():
     assert metrics["mean_reward"] == pytest.approx(2.5 / 6, abs=1e-6)
 
 
+def test_accuracy_is_the_share_of_right_verdicts():
+    metrics = combine([judge([2.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, -0.5])[0].metrics])
+    assert metrics["accuracy"] == pytest.approx(3 / 4, abs=1e-6)
+
+
 def test_it_trains_a_reward_on_pairs_without_a_reference():
     assert (BradleyTerry.trains, BradleyTerry.unit) == ("reward", "pairs")
     assert BradleyTerry.needs == {"chosen_G", "rejected_G"}

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from scalar import mean
 
 from truing import objectives
+from truing.batch import combine
 from truing.rollouts.credit.group import GroupCredit
 
 LENGTHS = [2, 1, 3, 2, 1, 4]
@@ -87,11 +88,27 @@ def test_group_vectors():
     assert per_completion(pairs, **PLAIN) == near([1.5, -1.5, -1.5, 1.5])
 
 
-def returns_to_go(point, kl_coef):
-    return [
-        [-kl_coef * sum(row[t:]) for t in range(len(row))]
-        for row in (DRIFT if point is FULL else point.columns["drift"])
-    ]
+def test_two_completions_differ_by_their_order_alone():
+    pairs = rollout([6, 3, -9, 12, 5], [0, 0, 1, 1, 2])
+    root = math.sqrt(0.5)
+    found = per_completion(pairs, scale_epsilon=1e-12)
+    assert found == near([root, -root, -root, root, 0])
+
+
+def test_metrics_count_every_group_once():
+    first = rollout([6, 3, 1, 1, 1], [0, 0, 1, 1, 1], finished_C=[1, 1, 0, 1, 1])
+    second = rollout([4, 0, 1, 7], [0, 0, 0, 1], drift=[[0.2], [0.1, -0.4], [0.5], [1.0]])
+    _, found = GroupCredit(kl_coef=0.5)([first.batch(), second.batch()])
+    metrics = combine([found])
+    spread = [statistics.stdev([6, 3]), 0.0, statistics.stdev([4, 0, 1]), 0.0]
+    assert metrics["reward_std"] == near(mean(spread))
+    assert metrics["frac_reward_zero_std"] == near(2 / 4)
+    assert metrics["groups/singletons"] == 1
+    drifts = [0.2, -0.3, 0.5, 1.0]
+    assert metrics["objective/kl"] == near(sum(drifts) / 9)
+    assert metrics["objective/non_score_reward"] == near(-0.5 * sum(drifts) / 9)
+    assert metrics["objective/scores"] == near(24 / 9)
+    assert metrics["completions/clipped_ratio"] == near(1 / 9)
 
 
 def reference_baseline(kind, returns, greedy=None):
@@ -132,7 +149,7 @@ def test_every_rule_in_loops(placement, baseline, scale, penalty):
         raw = [a / (spread[g] + 1e-4) for a, g in zip(raw, GROUPS, strict=True)]
     expected = [[a] * n for a, n in zip(raw, LENGTHS, strict=True)]
     if placement == "token":
-        later = returns_to_go(FULL, kl_coef)
+        later = [[-kl_coef * sum(row[t:]) for t in range(len(row))] for row in DRIFT]
         expected = [
             [a + k for a, k in zip(*x, strict=True)] for x in zip(expected, later, strict=True)
         ]

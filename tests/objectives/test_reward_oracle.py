@@ -104,6 +104,15 @@ def test_a_constant_per_prompt_changes_no_form():
         assert there.total.item() == pytest.approx(here.total.item(), abs=1e-10)
 
 
+def test_metrics_compare_every_pair_whose_order_is_given():
+    metrics = combine([rank("best", SCORES, TIED)[0].metrics])
+    better = [(0, 3), (0, 5), (2, 3), (2, 5), (1, 6), (4, 6)]
+    margins = [SCORES[i] - SCORES[j] for i, j in better]
+    assert metrics["margin"] == pytest.approx(mean(margins), abs=1e-6)
+    assert metrics["accuracy"] == pytest.approx(5 / 6, abs=1e-6)
+    assert metrics["mean_reward"] == pytest.approx(mean(SCORES), abs=1e-6)
+
+
 def steps(scores, labels, dtype=torch.float64):
     batch = make_batch([3, 4], None, dtype)
     batch = batch.with_columns(
