@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from truing.errors import TruingError
     from truing.groups import Completion, FinishReason, Group, Message, Prompt
     from truing.objectives import find as objective
+    from truing.objectives._worked import worked
 
 _HOME = {
     "run": "truing.api",
@@ -29,6 +30,7 @@ _HOME = {
     "Completion": "truing.groups",
     "FinishReason": "truing.groups",
     "objective": "truing.objectives",
+    "worked": "truing.objectives._worked",
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "TruingError",
     "objective",
     "run",
+    "worked",
 ]
 
 

@@ -184,7 +184,7 @@ def python(described: Described) -> list[tuple[str, str]]:
         expression = f"worked({kind.__name__}({', '.join(own)}))"
         value = str(worked(described.method.objective))
     return [
-        ("from truing.objectives._worked import worked", ""),
+        ("from truing import worked", ""),
         (f"from {kind.__module__} import {kind.__name__}", ""),
         (expression, value),
     ]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from truing.batch import Batch, Outputs
 from truing.data.packing import micro_batches, pack

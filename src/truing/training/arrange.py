@@ -63,7 +63,9 @@ def check_rows(groups: Sequence[Group], needs: frozenset[str], stage: str, where
                 remedy=f"add the column '{name}' to every row, or turn off the field that reads it",
             )
     answers = [c for group in groups for c in group.completions]
-    if _wanted(needs) == DEMONSTRATIONS and all(answer.finish is FinishReason.LENGTH for answer in answers):
+    if _wanted(needs) == DEMONSTRATIONS and all(
+        answer.finish is FinishReason.LENGTH for answer in answers
+    ):
         raise DataError(
             "every completion was cut before its end: the stop token is never trained",
             where=where,

@@ -94,6 +94,10 @@ class PairObjective(Objective):
         """The implicit reward of a side, for the metrics. Shape [P]."""
         return self.beta * side.ratio_P
 
+    def margins(self, pairs: Pairs) -> Tensor:
+        """h, by how much the chosen side's implicit reward is larger. Shape [P]."""
+        return self.rewards(pairs.chosen) - self.rewards(pairs.rejected)
+
     def more_metrics(self, pairs: Pairs) -> dict[str, Metric]:
         """What this method measures besides the common metrics."""
         return {}

@@ -56,5 +56,4 @@ class CDPO(PairObjective):
     step_zero = at_reference(math.log(2))
 
     def pair_losses(self, pairs: Pairs) -> Tensor:
-        margin_P = self.rewards(pairs.chosen) - self.rewards(pairs.rejected)
-        return cdpo_loss(margin_P, self.label_smoothing)
+        return cdpo_loss(self.margins(pairs), self.label_smoothing)

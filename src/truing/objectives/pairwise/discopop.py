@@ -57,5 +57,4 @@ class DiscoPOP(PairObjective):
     step_zero = at_reference((math.log(2) + 1) / 2)
 
     def pair_losses(self, pairs: Pairs) -> Tensor:
-        margin_P = self.rewards(pairs.chosen) - self.rewards(pairs.rejected)
-        return discopop_loss(margin_P, self.tau)
+        return discopop_loss(self.margins(pairs), self.tau)

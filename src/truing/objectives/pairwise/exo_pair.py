@@ -49,8 +49,7 @@ class EXOPair(PairObjective):
     beta: Positive = 0.1
     """β > 0: larger stays closer to the reference. 0.1 in the paper."""
     label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
-    """ε in (0, ½): probability of the losing label; larger stops at a smaller margin. At 0 the
-    divergence would be infinite."""
+    """ε in (0, ½): probability of the losing label; larger stops at a smaller margin."""
 
     @FromFields
     def step_zero(self) -> Expected:
@@ -58,5 +57,4 @@ class EXOPair(PairObjective):
         return at_reference(-math.log(2) - math.log(variance) / 2)
 
     def pair_losses(self, pairs: Pairs) -> Tensor:
-        margin_P = self.rewards(pairs.chosen) - self.rewards(pairs.rejected)
-        return exo_pair_loss(margin_P, self.label_smoothing)
+        return exo_pair_loss(self.margins(pairs), self.label_smoothing)

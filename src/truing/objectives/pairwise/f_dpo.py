@@ -80,4 +80,4 @@ class FDPO(PairObjective):
         return self.beta * f_derivative(side.ratio_P, self.divergence, self.alpha)
 
     def pair_losses(self, pairs: Pairs) -> Tensor:
-        return -logsigmoid(self.rewards(pairs.chosen) - self.rewards(pairs.rejected))
+        return -logsigmoid(self.margins(pairs))

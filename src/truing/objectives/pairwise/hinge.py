@@ -49,4 +49,4 @@ class Hinge(PairObjective):
     step_zero = at_reference(1.0)
 
     def pair_losses(self, pairs: Pairs) -> Tensor:
-        return hinge_loss(self.rewards(pairs.chosen) - self.rewards(pairs.rejected))
+        return hinge_loss(self.margins(pairs))

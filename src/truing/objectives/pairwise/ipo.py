@@ -40,27 +40,20 @@ def ipo_loss(difference_P: Tensor, tau: float) -> Tensor:
 class IPO(PairObjective):
     """Squared distance of the difference of log-ratios from 1/(2τ).
 
-    Shapes: logps_N and reference_logps_N in nats. Raises nothing of its own. Departures: per
-    token unless `length_normalize` is off.
+    Shapes: log-probs over N in nats. Raises nothing of its own. Departures: per token by default.
     """
 
     tau: Positive = 0.1
-    """τ > 0: strength of the leash; larger asks for a smaller margin. 0.1, 0.5 and 1 in the
-    paper's bandits."""
+    """τ > 0: the leash; larger asks for a smaller margin. 0.1, 0.5 and 1 in the paper."""
     length_normalize: bool = True
-    """Whether each log-ratio is divided by its completion's tokens, so that the target does not
-    depend on length. Off is the paper's formula."""
+    """Whether each log-ratio is divided by its tokens: then length has no say. Off in the paper."""
 
     @FromFields
     def step_zero(self) -> Expected:
         return at_reference(1 / (4 * self.tau**2))
 
-    def log_ratio(self, side: Side) -> Tensor:
-        """ρ as this loss measures it. Shape [P]."""
-        return side.mean_ratio_P if self.length_normalize else side.ratio_P
-
     def rewards(self, side: Side) -> Tensor:
-        return self.tau * self.log_ratio(side)
+        return self.tau * (side.mean_ratio_P if self.length_normalize else side.ratio_P)
 
     def pair_losses(self, pairs: Pairs) -> Tensor:
-        return ipo_loss(self.log_ratio(pairs.chosen) - self.log_ratio(pairs.rejected), self.tau)
+        return ipo_loss(self.margins(pairs) / self.tau, self.tau)

@@ -49,6 +49,6 @@ class RDPO(PairObjective):
     step_zero = NO_MARGIN
 
     def pair_losses(self, pairs: Pairs) -> Tensor:
-        margin_P = self.rewards(pairs.chosen) - self.rewards(pairs.rejected)
+        margin_P = self.margins(pairs)
         extra_length_P = pairs.chosen.lengths_P - pairs.rejected.lengths_P
         return r_dpo_loss(margin_P, extra_length_P, self.alpha)

@@ -54,5 +54,4 @@ class Robust(PairObjective):
     step_zero = at_reference(math.log(2))
 
     def pair_losses(self, pairs: Pairs) -> Tensor:
-        margin_P = self.rewards(pairs.chosen) - self.rewards(pairs.rejected)
-        return robust_loss(margin_P, self.label_smoothing)
+        return robust_loss(self.margins(pairs), self.label_smoothing)

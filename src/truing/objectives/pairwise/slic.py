@@ -13,8 +13,6 @@ sums, as in the paper. TRL's `hinge` has a reference and no regulariser.
 Source: Zhao et al. 2023, "SLiC-HF: Sequence Likelihood Calibration with Human Feedback"
 (arXiv 2305.10425), section 2.
 
-    >>> worked(SLiC(delta=1, nll_coef=0.1))
-    0.15
     >>> worked(SLiC(delta=3, nll_coef=0.1))
     0.9
 """
