@@ -211,7 +211,7 @@ MUTANTS = (
         GROUP,
         "    weight_C = 1 / size_C  # every group counts once",
         "    weight_C = torch.ones_like(size_C)",
-        GROUP_TESTS,
+        ("objectives/test_survivors.py",),
         "a share of groups that is a share of completions",
     ),
 )

@@ -9,6 +9,7 @@ FORWARD, NETWORK, ROLES = "models/forward.py", "models/network.py", "models/role
 CHAT_TESTS = ("data/test_chat.py",)
 LOGPROBS_TESTS = ("models/test_logprobs.py",)
 FORWARD_TESTS = ("models/test_forward.py",)
+REFERENCE_TESTS = ("models/test_reference.py",)
 ROLES_TESTS = ("models/test_roles.py",)
 PATH = ("objectives/test_production_path.py",)
 
@@ -143,19 +144,11 @@ MUTANTS = (
         "a mask of one's own that forgets to be causal",
     ),
     Mutant(
-        "softmax_in_bfloat16",
-        ATTENTION,
-        "dim=-1, dtype=precision)",
-        "dim=-1)",
-        FORWARD_TESTS,
-        "attention weights normalised in half precision",
-    ),
-    Mutant(
         "attention_scale_ignored",
         ATTENTION,
         "    scale = size**-0.5 if scaling is None else scaling",
         "    scale = size**-0.5",
-        FORWARD_TESTS,
+        ("models/test_attention.py",),
         "models with an attention multiplier of their own (Granite, Gemma)",
     ),
     Mutant(
@@ -173,14 +166,6 @@ MUTANTS = (
         "    return flat.index_add(0, places, states)",
         FORWARD_TESTS,
         "a shared prompt's state counted once per completion",
-    ),
-    Mutant(
-        "padding_is_attended",
-        FORWARD,
-        "        attention_mask=real.long(),",
-        "        attention_mask=torch.ones_like(real).long(),",
-        FORWARD_TESTS,
-        "right padding is harmless to causal attention, not to everything: positions, windows",
     ),
     Mutant(
         "value_after_the_token",
@@ -227,7 +212,7 @@ MUTANTS = (
         ROLES,
         "name: p.to(torch.promote_types(p.dtype, torch.float32), copy=True)",
         "name: p.clone()",
-        ROLES_TESTS,
+        REFERENCE_TESTS,
         "an average of half-precision weights: small moves are lost",
     ),
     Mutant(
@@ -235,7 +220,7 @@ MUTANTS = (
         ROLES,
         "    outputs = self.reference_copy(batch, logps=True, temperature=self.temperature)",
         "    outputs = self.reference_copy(batch, logps=True)",
-        ROLES_TESTS,
+        REFERENCE_TESTS,
         "TRL's PPO divides the reference's logits too, others forget it",
     ),
     Mutant(
@@ -244,7 +229,7 @@ MUTANTS = (
         "            with self.policy.using(None):\n"
         "                outputs = self.policy(batch, logps=True, temperature=self.temperature)",
         "            outputs = self.policy(batch, logps=True, temperature=self.temperature)",
-        ROLES_TESTS,
+        REFERENCE_TESTS,
         "adapters left on for the reference: KL is 0 for ever (trl #6591)",
     ),
     Mutant(
@@ -252,15 +237,15 @@ MUTANTS = (
         "models/loading.py",
         "    return model.eval()",
         "    return model.train()",
-        ROLES_TESTS,
+        REFERENCE_TESTS,
         "ratios that are not 1 at the first step (trl #2042, #3234, #454)",
     ),
     Mutant(
-        "reward_adapter_learns",
+        "policy_keeps_the_other_adapter",
         NETWORK,
-        "                parameter.requires_grad_(parameter in learns)",
-        "                pass",
-        (*ROLES_TESTS, "models/test_loading.py"),
-        "set_adapter also decides what learns",
+        "            self.peft.set_adapter(OWN_ADAPTER)\n",
+        "            pass\n",
+        REFERENCE_TESTS,
+        "an adapter that was to be read stays on while the policy learns",
     ),
 )

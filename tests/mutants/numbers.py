@@ -89,8 +89,8 @@ MUTANTS = (
     Mutant(
         "log1mexp_has_nan_slopes",
         OPS,
-        "    small = torch.where(near_zero, x, -1.0)",
-        "    small = x",
+        "    large = torch.where(near_zero, -1.0, x)",
+        "    large = x",
         (*OPS_TESTS, "objectives/test_reference_free_oracle.py"),
         "torch.where sends 0 · ∞ back through the branch it did not take",
     ),
@@ -255,7 +255,7 @@ MUTANTS = (
         PACKING,
         "[c.finish is FinishReason.STOP for c in completions]",
         "[len(c.ids) > 0 for c in completions]",
-        PATH,
+        ("data/test_finished.py",),
         "truncated completions taken for natural stops (whitecircle/halo #8)",
     ),
 )

@@ -6,7 +6,7 @@ from .mutant import Mutant
 
 STEP, OPTIM, CONTRACT = "training/step.py", "training/optim.py", "training/contract.py"
 STEP_TESTS = ("training/test_step.py",)
-PLAIN = STEP_TESTS
+PLAIN = ("training/test_plain_step.py",)
 
 MUTANTS = (
     Mutant(
