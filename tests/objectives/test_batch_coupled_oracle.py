@@ -1,6 +1,7 @@
 """Pairwise objectives that must see the whole step first: AOT and β-DPO (sheet 1.7)."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -120,17 +121,20 @@ def test_beta_dpo_keeps_its_share_and_draws_anew_each_step():
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_beta_dpo_prefers_pairs_of_a_usual_margin():
-    objective, point = objectives.find("beta_dpo")(keep_ratio=0.5), many_pairs()
-    found = margins(point)
-    centre = mean(found)
-    order = sorted(range(40), key=lambda i: abs(found[i] - centre))
-    counts = [0] * 40
-    for number in range(60):
-        (batch,), _, _ = in_parts(objective, [point], number=number)
-        counts = [c + int(k) for c, k in zip(counts, batch["kept_G"], strict=True)]
-    usual, unusual = (mean([counts[i] for i in part]) for part in (order[:8], order[-8:]))
-    assert usual > unusual + 10
+def test_beta_dpo_draws_by_the_normal_density_of_the_margin():
+    found = [-1.5, 0.2, 0.6, 2.0]
+    columns = {"reference_logps_N": [[-9.0]] * 8, "chosen_G": range(4), "rejected_G": range(4, 8)}
+    point = Point([[m - 9.0] for m in found] + [[-9.0]] * 4, columns, [0, 1, 2, 3] * 2)
+    batch, outputs, draws = point.batch(), point.outputs(), 1500
+    objective, counts = objectives.find("beta_dpo")(keep_ratio=0.25), [0] * 4
+    for number in range(draws):
+        (drawn,) = objective.prepare(WholeStep([batch], lambda _: outputs, {}, number))
+        counts = [c + int(k) for c, k in zip(counts, drawn["kept_G"].tolist(), strict=True)]
+    centre, width = mean(found), statistics.stdev(found)
+    density = [math.exp(-(((m - centre) / width) ** 2) / 2) for m in found]
+    for count, share in zip(counts, [d / sum(density) for d in density], strict=True):
+        error = math.sqrt(share * (1 - share) / draws)
+        assert count / draws == pytest.approx(share, abs=4 * error)
 
 
 def test_beta_dpos_beta_follows_the_margins_against_their_running_mean():
