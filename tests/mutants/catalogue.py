@@ -14,6 +14,7 @@ from . import (
     reward,
     rollouts,
     training,
+    wiring,
 )
 from .mutant import Mutant
 
@@ -21,6 +22,7 @@ ROOMS = (
     numbers,
     models,
     training,
+    wiring,
     rollouts,
     credit,
     policy_gradient,

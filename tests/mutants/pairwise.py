@@ -93,8 +93,8 @@ MUTANTS = (
     Mutant(
         "ipo_always_sums",
         ROOM + "ipo.py",
-        "        return side.mean_ratio_P if self.length_normalize else side.ratio_P",
-        "        return side.ratio_P",
+        "(side.mean_ratio_P if self.length_normalize else side.ratio_P)",
+        "side.ratio_P",
         SIGMOID,
         "sum or mean: eric-mitchell and OpenRLHF sum, TRL divides since 2024-01",
     ),

@@ -106,7 +106,7 @@ MUTANTS = (
         "    right, wrong = 1 - label_smoothing, label_smoothing\n"
         "    right_P = right * (math.log(right) - logsigmoid(margin_P))\n"
         "    wrong_P = wrong * (math.log(wrong) - logsigmoid(-margin_P))\n",
-        ABSOLUTE,
+        SIGMOID,
         "the forward KL is cDPO",
     ),
     Mutant(

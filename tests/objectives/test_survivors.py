@@ -24,8 +24,8 @@ def scored(groups, scores):
 
 
 def test_every_group_counts_once_however_many_completions_it_has():
-    """Four silent completions of six, in two groups of three."""
-    batch = scored([0, 0, 0, 1, 1, 2], [5.0, 5.0, 5.0, 1.0, 3.0, 4.0])
+    """Five silent completions of seven, in two groups of three."""
+    batch = scored([0, 0, 0, 0, 1, 1, 2], [5.0, 5.0, 5.0, 5.0, 1.0, 3.0, 4.0])
     _, metrics = GroupCredit()([batch])
     found = combine([metrics])
     assert found["frac_reward_zero_std"] == pytest.approx(2 / 3)  # the group of one is silent too
