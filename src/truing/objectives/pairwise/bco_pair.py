@@ -8,10 +8,10 @@ DPO's from above and, unlike it, fixes each r̂ and not only their difference.
 
 Gradient: ∓β (1 − σ(±(r̂ − δ))) for each side: chosen is pulled up until it stands above the mean of
 everything, however far rejected has fallen.
-Implementations: TRL's `bco_pair` loss fixes δ = 0, its BCO trainer keeps the running mean, and its
-paper index prints DPO's formula; here the running mean, over whole steps, kept in checkpoints.
+Implementations: TRL's `bco_pair` loss fixes δ = 0, its former BCO trainer kept the running mean,
+its paper index prints DPO's formula; here the running mean, over whole steps, kept in checkpoints.
 Source: Jung et al. 2024, "Binary Classifier Optimization for Large Language Model Alignment"
-(arXiv 2404.04656), section 3.
+(arXiv 2404.04656), section 4.2, theorem 3.
 
     >>> worked(BCOPair(beta=0.1))
     1.324771

@@ -8,10 +8,10 @@ samples itself, so its own samples have weights around 1 and foreign text less. 
 follow the policy, the sum is still divided by the number of pairs.
 
 Gradient: DPO's, times the weight of the pair; the weights themselves are not learnt.
-Implementations: TRL also caps the product of the two weights at 1; open-instruct leaves out
-Σ_v π(v)², caps at 1 and lets a gradient through the weights. Here it is the formula.
+Implementations: TRL as here (to 0.28 it capped the product of weights at 1); open-instruct leaves
+out Σ_v π(v)², caps at 1 and lets a gradient through the weights.
 Source: Zhou et al. 2024, "WPO: Enhancing RLHF with Weighted Preference Optimization"
-(arXiv 2406.11827), eq. 2.
+(arXiv 2406.11827), eq. 1 and 2.
 
     >>> worked(WPO(beta=0.1))
     0.364978

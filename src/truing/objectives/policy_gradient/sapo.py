@@ -9,9 +9,9 @@ Steps that make a token unlikelier raise all others, so they fade faster: τ_neg
 
 Gradient: −A w sech²(τ(w − 1)/2) ∇log π: REINFORCE's at w = 1, and falling like e^(−τ w) for large
 ratios. The value at w = 1 is −(2/τ) A, not −A: only slopes matter.
-Implementations: TRL, verl and Trinity agree on the gate; Trinity averages over tokens, the paper
-over completions of token means.
-Source: Gao et al. 2025, "Soft Adaptive Policy Optimization" (arXiv 2511.20347), section 3.
+Implementations: TRL and verl agree; Trinity detaches f and multiplies it by log π, so that the pull
+grows with w instead of fading, and averages over tokens.
+Source: Gao et al. 2025, "Soft Adaptive Policy Optimization" (arXiv 2511.20347), eq. 5.
 
     >>> worked(SAPO())
     -0.179256

@@ -7,12 +7,12 @@ is the probability that it is. A solution is scored by the product or the minimu
 the product falls with every further step, so it favours short solutions.
 
 Gradient: (σ(r_s) − c_s) per step, bounded by 1; a step already judged well hardly pulls.
-Implementations: TRL puts a two-class cross-entropy on the token that separates steps and masks all
-others; one logit is the same model with half the head. Math-Shepherd also uses soft labels.
-Means are over all labelled steps: a long solution weighs more than a short one.
-Source: Lightman et al. 2023, "Let's Verify Step by Step" (arXiv 2305.20050), section 2; Wang et al.
-2023, "Math-Shepherd: Verify and Reinforce LLMs Step-by-step without Human Annotations"
-(arXiv 2312.08935), section 3.
+Implementations: the trainer TRL once had put a two-class cross-entropy on the token that separates
+steps and masked all others; one logit is the same model with half the head. Math-Shepherd also uses
+soft labels. Means are over all labelled steps: a long solution weighs more than a short one.
+Source: Lightman et al. 2023, "Let's Verify Step by Step" (arXiv 2305.20050), section 2.6; Wang et
+al. 2023, "Math-Shepherd: Verify and Reinforce LLMs Step-by-step without Human Annotations"
+(arXiv 2312.08935), eq. 2.
 
     >>> worked(ProcessReward())
     0.500662

@@ -8,9 +8,9 @@ policy finds absurd teach little; with them go both outliers and knowledge it re
 
 Gradient: −∇π(y_n), bounded: it vanishes at π = 0 as well as where the token is certain. So what
 falls is −π, not the printed value: that rises until a token's π is 1/e, and only then falls.
-Implementations: TRL's `dft` loss, the same, averaged over tokens; here over all tokens of the step.
+Implementations: TRL's `dft` loss, the same, and as here a mean over all tokens of the step.
 Source: Wu et al. 2025, "On the Generalization of SFT: A Reinforcement Learning Perspective with
-Reward Rectification" (arXiv 2508.05629), section 3.
+Reward Rectification" (arXiv 2508.05629), section 3.3, eq. 9.
 
     >>> worked(DFT())
     0.294242

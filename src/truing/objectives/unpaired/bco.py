@@ -8,12 +8,12 @@
 classifier bounds DPO's loss from above, and the shift δ makes the bound tighter.
 
 Gradient: ∓λβ (1 − σ(±(r̂ − δ))): unlike KTO's it does not fade for answers judged wrongly.
-Implementations: TRL too keeps a running mean; LLaMA-Factory takes a micro-batch's mean as one
-sample; here every answer of every step counts once, and a checkpoint keeps the mean. The weights
-for undesirable answers to other prompts than the desirable ones (TRL: from a classifier on prompt
-embeddings) are not part of it: use `undesirable_weight`.
+Implementations: the paper takes the midpoint of the two sides' means, as a moving average; TRL's
+former trainer took the running mean of all, LLaMA-Factory a micro-batch's mean as one sample; here
+every answer counts once, and a checkpoint keeps the mean. Weights for undesirable answers to other
+prompts (the paper's first version, TRL) are not part of it: use `undesirable_weight`.
 Source: Jung et al. 2024, "Binary Classifier Optimization for Large Language Model Alignment"
-(arXiv 2404.04656), section 3.
+(arXiv 2404.04656), section 4.2, eq. 8.
 
     >>> worked(BCO(beta=0.1))
     0.662385
