@@ -11,7 +11,7 @@ Gradient: (0, +¼) β on the two sides at step 0: only the rejected answer moves
 follows as soon as the margin has opened.
 Implementations: TRL `apo_down` agrees.
 Source: D'Oosterlinck et al. 2024, "Anchored Preference Optimization and Contrastive Revisions:
-Addressing Underspecification in Alignment" (arXiv 2408.06266), section 4.
+Addressing Underspecification in Alignment" (arXiv 2408.06266), eq. 8.
 
     >>> worked(APODown(beta=0.1))
     0.981288

@@ -11,7 +11,7 @@ Gradient: (−¼, +¼) β on the two sides at step 0; a side that has moved far,
 alone.
 Implementations: TRL `apo_zero` agrees.
 Source: D'Oosterlinck et al. 2024, "Anchored Preference Optimization and Contrastive Revisions:
-Addressing Underspecification in Alignment" (arXiv 2408.06266), section 4.
+Addressing Underspecification in Alignment" (arXiv 2408.06266), eq. 7.
 
     >>> worked(APOZero(beta=0.1))
     0.968761

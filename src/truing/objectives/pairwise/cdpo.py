@@ -12,7 +12,7 @@ at the optimum, and back towards it beyond.
 Implementations: TRL's present `sigmoid` ignores label_smoothing, before 2026-02 it was this loss;
 eric-mitchell's and HALOs' apply it (HALOs ε 0.2). Here it has a name of its own.
 Source: Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO"
-(ericmitchell.ai/cdpo.pdf); the loss it smooths: Rafailov et al. 2023, "Direct Preference
+(ericmitchell.ai/cdpo.pdf), eq. 3; the loss it smooths: Rafailov et al. 2023, "Direct Preference
 Optimization: Your Language Model is Secretly a Reward Model" (arXiv 2305.18290), eq. 7.
 
     >>> worked(CDPO(beta=0.1, label_smoothing=0.1))

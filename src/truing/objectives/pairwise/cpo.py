@@ -12,7 +12,7 @@ does not fade: as β → 0 this is supervised fine-tuning.
 Implementations: all sum log-probs; TRL averages the NLL over the tokens of the batch, here it is
 over those of each sequence.
 Source: Xu et al. 2024, "Contrastive Preference Optimization: Pushing the Boundaries of LLM
-Performance in Machine Translation" (arXiv 2401.08417).
+Performance in Machine Translation" (arXiv 2401.08417), eq. 5.
 
     >>> worked(CPO(beta=0.1, nll_coef=1))
     1.336962

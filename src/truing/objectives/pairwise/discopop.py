@@ -9,8 +9,8 @@ not convex: between the two a pair may rest at a small loss. At the reference it
 Gradient: lost pairs pull as in DPO and won pairs with e^−h, which fades at the same rate; around
 h = 0 the switch itself pushes, by (1 − ln 2)/(4τ), against the order of the labels.
 Implementations: TRL `discopop` agrees.
-Source: Lu et al. 2024, "Discovering Preference Optimization Algorithms with and for Large
-Language Models" (arXiv 2406.08414), section 3.
+Source: Lu et al. 2024, "Discovering Preference Optimization Algorithms with and for Large Language
+Models" (arXiv 2406.08414), eq. 5.
 
     >>> worked(DiscoPOP(beta=0.05, tau=0.05))
     0.877719

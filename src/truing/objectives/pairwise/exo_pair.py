@@ -11,7 +11,7 @@ Gradient: β σ(h) σ(−h) (h − log((1−ε)/ε)) per nat of margin: it fades
 hopelessly lost ones too.
 Implementations: TRL takes ε = 1e-3, the official code e^−10; the formula is the same.
 Source: Ji et al. 2024, "Towards Efficient Exact Optimization of Language Model Alignment"
-(arXiv 2402.00856), section 3.2.
+(arXiv 2402.00856), section 3.2, eq. 16.
 
     >>> worked(EXOPair(beta=0.1, label_smoothing=1e-3))
     2.547625

@@ -11,8 +11,8 @@ Gradient: −β (∇log π(chosen) − ∇log π(rejected)) on every pair inside
 step 0, and none outside.
 Implementations: TRL `hinge` and torchtune's RSO loss agree.
 Source: Liu et al. 2023, "Statistical Rejection Sampling Improves Preference Optimization"
-(arXiv 2309.06657), the hinge-norm loss; its model: Zhao et al. 2023, "SLiC-HF: Sequence Likelihood
-Calibration with Human Feedback" (arXiv 2305.10425), section 2.
+(arXiv 2309.06657), eq. 10; its model: Zhao et al. 2023, "SLiC-HF: Sequence Likelihood Calibration
+with Human Feedback" (arXiv 2305.10425), section 2, eq. 4.
 
     >>> worked(Hinge(beta=0.1))
     0.875

@@ -13,7 +13,7 @@ Implementations: TRL, HALOs and LLaMA-Factory divide each ρ by its own length (
 asking the authors); eric-mitchell's and OpenRLHF sum, like the paper's notation. Per token by
 default; the theorem holds for the sum, which is `ipo_sum`.
 Source: Azar et al. 2023, "A General Theoretical Paradigm to Understand Learning from Human
-Preferences" (arXiv 2310.12036), section 5.
+Preferences" (arXiv 2310.12036), eq. 17.
 
     >>> worked(IPO(tau=0.1))
     20.25

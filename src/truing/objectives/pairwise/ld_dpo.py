@@ -11,7 +11,7 @@ Gradient: DPO's, times α on every token of the longer answer beyond m.
 Implementations: TRL scales the tails of policy and reference, LLaMA-Factory those of the policy
 only, which moves the loss away from ln 2 at the reference. Here both are scaled.
 Source: Liu et al. 2024, "Length Desensitization in Direct Preference Optimization"
-(arXiv 2409.06411).
+(arXiv 2409.06411), from eq. 10 on.
 
     >>> worked(LDDPO(beta=0.1, alpha=0.5))
     0.644397

@@ -12,7 +12,7 @@ Gradient: (−¼, +¼) β on the two sides at step 0, half of DPO's; each side i
 reward and not by the margin.
 Implementations: TRL `nca_pair` agrees.
 Source: Chen et al. 2024, "Noise Contrastive Alignment of Language Models with Explicit Rewards"
-(arXiv 2402.05369).
+(arXiv 2402.05369), section 4.1.
 
     >>> worked(NCAPair(beta=0.01))
     1.383178

@@ -8,11 +8,11 @@ bounded in its pull, keeps the rejected style from being learnt along with it.
 
 Gradient: −∇ℓ̄(chosen), and λ σ(−o)(−∇ℓ̄(chosen)/(1−P(chosen)) + ∇ℓ̄(rejected)/(1−P(rejected))) with o
 the log odds ratio: answers that are nearly certain move the most.
-Implementations: TRL takes the NLL over prompt and completion, the official code over all tokens
-or the completion, LLaMA-Factory over the completion, as here. The official code's name for λ is
-alpha, with 1 as its default.
+Implementations: TRL takes the NLL over prompt and completion, the official code over all tokens or
+the completion, LLaMA-Factory over the completion, as here. The official code's name for λ is alpha,
+with 1 as its default.
 Source: Hong et al. 2024, "ORPO: Monolithic Preference Optimization without Reference Model"
-(arXiv 2403.07691).
+(arXiv 2403.07691), eq. 6 and 7.
 
     >>> worked(ORPO(beta=0.1))
     0.787055

@@ -11,8 +11,8 @@ Gradient: DPO's, and −η ∇log π(chosen) that does not fade as pairs are dec
 on it is supervised fine-tuning.
 Implementations: TRL averages the NLL over all tokens of the batch; LLaMA-Factory and OpenRLHF over
 those of each sequence, as here, so that every pair weighs the same.
-Source: Liu et al. 2024, "Provably Mitigating Overoptimization in RLHF: Your SFT Loss is
-Implicitly an Adversarial Regularizer" (arXiv 2405.16436); Pang et al. 2024, "Iterative Reasoning
+Source: Liu et al. 2024, "Provably Mitigating Overoptimization in RLHF: Your SFT Loss is Implicitly
+an Adversarial Regularizer" (arXiv 2405.16436), section 5; Pang et al. 2024, "Iterative Reasoning
 Preference Optimization" (arXiv 2404.19733).
 
     >>> worked(RPO(beta=0.1, nll_coef=0.005))

@@ -12,7 +12,7 @@ until they are won by γ/β nats per token.
 Implementations: the authors' code takes γ/β, as here; TRL's and LLaMA-Factory's take γ itself.
 TRL's inherited β of 0.1 is not SimPO's.
 Source: Meng et al. 2024, "SimPO: Simple Preference Optimization with a Reference-Free Reward"
-(arXiv 2405.14734).
+(arXiv 2405.14734), eq. 6.
 
     >>> worked(SimPO(beta=2, gamma_beta_ratio=0.5))
     0.693147

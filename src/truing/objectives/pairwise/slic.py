@@ -8,10 +8,10 @@ Pairs that are won by δ nats are left alone; the second term is the leash. With
 
 Gradient: −(∇ℓ(chosen) − ∇ℓ(rejected)) on every pair inside the margin, none outside, and
 −λ ∇ℓ(chosen) always.
-Implementations: HALOs sums the calibration but takes the regulariser per token; here both are
-sums, as in the paper. TRL's `hinge` has a reference and no regulariser.
+Implementations: HALOs sums the calibration but takes the regulariser per token; here both are sums,
+as in the paper. TRL's `hinge` has a reference and no regulariser.
 Source: Zhao et al. 2023, "SLiC-HF: Sequence Likelihood Calibration with Human Feedback"
-(arXiv 2305.10425), section 2.
+(arXiv 2305.10425), section 2, eq. 4.
 
     >>> worked(SLiC(delta=3, nll_coef=0.1))
     0.9

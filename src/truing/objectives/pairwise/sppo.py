@@ -9,10 +9,10 @@ model, since win rates are regressed, not rewards. Hard labels give 1/(2β²) at
 
 Gradient: 2 (ρ − target) per nat on each side: it does not saturate, and reverses beyond the
 target of ±1/(2β) nats.
-Implementations: TRL `sppo_hard` is the hard form; the official code reads win rates estimated
-from several samples, which are the soft labels.
+Implementations: TRL `sppo_hard` is the hard form; the official code reads win rates estimated from
+several samples, which are the soft labels.
 Source: Wu et al. 2024, "Self-Play Preference Optimization for Language Model Alignment"
-(arXiv 2405.00675), section 3.
+(arXiv 2405.00675), algorithm 1, eq. 4.7.
 
     >>> worked(SPPO(beta=0.001))
     498750.8125
