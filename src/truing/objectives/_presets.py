@@ -31,7 +31,7 @@ PRESETS: Mapping[str, Preset] = {
         keys={"length_normalize": False},
         summary="IPO on summed log-ratios: the paper's formula, for which its theorem holds.",
         source='Azar et al. 2023, "A General Theoretical Paradigm to Understand Learning from '
-        'Human Preferences" (arXiv 2310.12036), section 5',
+        'Human Preferences" (arXiv 2310.12036), eq. 17',
     ),
     "f_dpo_forward_kl": Preset(
         of="f_dpo",
@@ -59,14 +59,14 @@ PRESETS: Mapping[str, Preset] = {
         keys={"mixup_alpha": 1.0},
         summary="Trust-region DPO by hard updates: the policy replaces the reference.",
         source='Gorbatovski et al. 2024, "Learn Your Reference Model for Real Good Alignment" '
-        "(arXiv 2404.09656)",
+        "(arXiv 2404.09656), section 3",
     ),
     "aot_unpaired": Preset(
         of="aot",
         keys={"pairing": "unpaired"},
         summary="AOT between chosen and rejected answers, whichever prompts they belong to.",
         source='Melnyk et al. 2024, "Distributional Preference Alignment of LLMs via Optimal '
-        'Transport" (arXiv 2406.05882)',
+        'Transport" (arXiv 2406.05882), section 3',
     ),
     "plackett_luce": Preset(
         of="ranking",
@@ -90,7 +90,7 @@ PRESETS: Mapping[str, Preset] = {
         },
         summary="GRPO without its two biases: no deviation, no division by length; no KL.",
         source='Liu et al. 2025, "Understanding R1-Zero-Like Training: A Critical Perspective" '
-        "(arXiv 2503.20783)",
+        "(arXiv 2503.20783), section 3",
     ),
     "dapo": Preset(
         of="grpo",
@@ -106,7 +106,7 @@ PRESETS: Mapping[str, Preset] = {
         summary="Higher upper clip, token mean, silent groups redrawn, soft length limit, no KL. "
         "Set overlong_cache to a fifth of max_completion_length.",
         source='Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning System at Scale" '
-        "(arXiv 2503.14476)",
+        "(arXiv 2503.14476), eq. 8 to 13",
     ),
     "gspo_token": Preset(
         of="gspo",

@@ -10,7 +10,7 @@ Gradient: the weighted sum of the parts' gradients; none is rescaled by another'
 Implementations: TRL's list of loss types with weights shares one batch mean and one set of fields;
 here each part has fields of its own, and metrics under its own name (`dpo/loss`, `sft/loss`).
 Source: Wang et al. 2024, "Enhancing the Reasoning Ability of Multimodal Large Language Models via
-Mixed Preference Optimization" (arXiv 2411.10442), section 3.
+Mixed Preference Optimization" (arXiv 2411.10442), section 3.2.
 
     >>> worked(Mixture())
     0.782599

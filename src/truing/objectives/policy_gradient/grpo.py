@@ -17,9 +17,9 @@ use_bias_correction_kl), our default. TRL and verl now average over tokens and l
 verl sets dual clip 3.
 Source: Shao et al. 2024, "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open
 Language Models" (arXiv 2402.03300), eq. 3 and 4; the weight: DeepSeek-AI 2025, "DeepSeek-V3.2:
-Pushing the Frontier of Open Large Language Models" (arXiv 2512.02556), section 3.1; dual clip: Ye
-et al. 2020, "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning" (arXiv
-1912.09729), eq. 5.
+Pushing the Frontier of Open Large Language Models" (arXiv 2512.02556), eq. 7; dual clip: Ye et al.
+2019, "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning" (arXiv 1912.09729),
+eq. 5.
 
     >>> worked(GRPO())
     -0.041805

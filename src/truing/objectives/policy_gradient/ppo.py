@@ -13,7 +13,7 @@ asked; one that went the other way is pulled back, without bound if A < 0 and th
 Implementations: ε_V is 0.2 (lm-human-preferences, TRL) or 0.5 (OpenRLHF, verl); verl has c = 3.
 Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7
 and 9; value clip and ½: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"
-(arXiv 1909.08593), its code; dual clip: Ye et al. 2020, "Mastering Complex Control in MOBA Games
+(arXiv 1909.08593), its code; dual clip: Ye et al. 2019, "Mastering Complex Control in MOBA Games
 with Deep Reinforcement Learning" (arXiv 1912.09729), eq. 5; ptx: Ouyang et al. 2022, "Training
 language models to follow instructions with human feedback" (arXiv 2203.02155), eq. 2.
 

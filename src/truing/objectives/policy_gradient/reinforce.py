@@ -12,7 +12,7 @@ Implementations: OpenRLHF's `reinforce` puts PPO's clip around it (here: the pre
 ReMax and Ahmadian et al. use this plain form, summed over each completion.
 Source: Williams 1992, "Simple Statistical Gradient-Following Algorithms for Connectionist
 Reinforcement Learning" (Machine Learning 8); Ahmadian et al. 2024, "Back to Basics: Revisiting
-REINFORCE Style Optimization for Learning from Human Feedback in LLMs" (arXiv 2402.14740).
+REINFORCE Style Optimization for Learning from Human Feedback in LLMs" (arXiv 2402.14740), eq. 7.
 
     >>> worked(Reinforce())
     -0.1

@@ -10,12 +10,11 @@ prompt. That baseline is independent of y_i, so the gradient is unbiased for eve
 Gradient: at s = 1 it is REINFORCE on the whole completion, −A_i ∇log π(y_i), with no division by
 length. The ratio is a product over tokens, so a long completion leaves the range after a small
 change of each token, and then no longer pulls.
-Implementations: TRL as here (ratio of sequences, KL in the return and so in the baseline);
-OpenRLHF takes the baseline of the score alone and charges the KL per token after it
-(`kl_placement: token`).
+Implementations: TRL as here (ratio of sequences, KL in the return and so in the baseline); OpenRLHF
+takes the baseline of the score alone and charges the KL per token after it (`kl_placement: token`).
 Source: Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!" (ICLR workshop on
 structured prediction); Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE Style
-Optimization for Learning from Human Feedback in LLMs" (arXiv 2402.14740), eq. 7.
+Optimization for Learning from Human Feedback in LLMs" (arXiv 2402.14740), below eq. 8.
 
     >>> worked(RLOO())
     -0.111132

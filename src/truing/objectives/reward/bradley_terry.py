@@ -15,9 +15,9 @@ overflows and leaves the margin out; logsigmoid does neither.
 Source: Ouyang et al. 2022, "Training language models to follow instructions with human feedback"
 (arXiv 2203.02155), eq. 1; margin: Touvron et al. 2023, "Llama 2: Open Foundation and Fine-Tuned
 Chat Models" (arXiv 2307.09288), eq. 2; centring: Eisenstein et al. 2023, "Helping or Herding?
-Reward Model Ensembles Mitigate but do not Eliminate Reward Hacking" (arXiv 2312.09244), section 2;
+Reward Model Ensembles Mitigate but do not Eliminate Reward Hacking" (arXiv 2312.09244), eq. 2;
 label smoothing: Wang et al. 2024, "Secrets of RLHF in Large Language Models Part II: Reward
-Modeling" (arXiv 2401.06080), section 2.
+Modeling" (arXiv 2401.06080), eq. 5.
 
     >>> worked(BradleyTerry())
     0.341154

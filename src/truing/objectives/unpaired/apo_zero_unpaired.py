@@ -13,7 +13,7 @@ Implementations: TRL's `apo_zero_unpaired`, the same.
 Source: D'Oosterlinck et al. 2024, "Anchored Preference Optimization and Contrastive Revisions:
 Addressing Underspecification in Alignment" (arXiv 2408.06266), section 4; the unpaired form is
 KTO's: Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization"
-(arXiv 2402.01306), section 4.
+(arXiv 2402.01306), section 4.1, eq. 7.
 
     >>> worked(APOZeroUnpaired(beta=0.1))
     0.484381

@@ -15,7 +15,7 @@ Implementations: TRL shifts the answers of a micro-batch by one row and takes zâ
 (then the mean of ranks), HALOs divides by the number of non-zero ones; here it is one mean over all
 mismatched completions of the optimizer step, so cutting the step up changes nothing.
 Source: Ethayarajh et al. 2024, "KTO: Model Alignment as Prospect Theoretic Optimization"
-(arXiv 2402.01306), section 4.
+(arXiv 2402.01306), section 4.1, eq. 7 and 8.
 
     >>> worked(KTO(beta=0.1))
     0.484381

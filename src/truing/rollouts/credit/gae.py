@@ -33,7 +33,7 @@ class GAE(Credit):
         δ_t = R_t + γ V_{t+1} − V_t,   A_t = δ_t + γλ A_{t+1},   G_t = A_t + V_t
 
     V_t is the value of the state before token t; after the last token it is 0. Advantages are
-    whitened after the returns are taken. Units: reward. Source: Schulman et al. 2016
+    whitened after the returns are taken. Units: reward. Source: Schulman et al. 2015
     (arXiv 1506.02438), eq. 11-16; the KL in the reward: Ziegler et al. 2019 (arXiv 1909.08593),
     eq. 2. Departures: the score sits on the last real token, not on the padding after it.
     """

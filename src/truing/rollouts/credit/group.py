@@ -34,11 +34,11 @@ class GroupCredit(Credit):
         A_{i,t} = A_i − kl_coef · Σ_{t'≥t} k_{i,t'}           (kl_placement: token)
 
     Shapes: scores_C in units of the reward, k = log π_old − log π_ref in nats. Sources: RLOO,
-    Ahmadian et al. 2024 (arXiv 2402.14740), eq. 7; GRPO, Shao et al. 2024 (arXiv 2402.03300),
-    eq. 3; Dr. GRPO, Liu et al. 2025 (arXiv 2503.20783); REINFORCE++, Hu 2025 (arXiv 2501.03262);
-    ReMax, Li et al. 2023 (arXiv 2310.10505); overlong punishment, DAPO, Yu et al. 2025
-    (arXiv 2503.14476), eq. 13. Departures: deviations are Bessel's; a group of one completion
-    has no baseline and no deviation, so its advantage is 0, and it is counted.
+    Ahmadian et al. 2024 (arXiv 2402.14740), below eq. 8; GRPO, Shao et al. 2024 (arXiv 2402.03300),
+    section 4.1.2; Dr. GRPO, Liu et al. 2025 (arXiv 2503.20783), section 3; REINFORCE++, Hu et al.
+    2025 (arXiv 2501.03262); ReMax, Li et al. 2023 (arXiv 2310.10505); overlong punishment, DAPO, Yu
+    et al. 2025 (arXiv 2503.14476), eq. 13. Departures: deviations are Bessel's; a group of one
+    completion has no baseline and no deviation, so its advantage is 0, and it is counted.
     """
 
     baseline: Literal["none", "batch", "group", "leave_one_out", "greedy"] = "group"
