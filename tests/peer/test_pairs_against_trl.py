@@ -34,12 +34,12 @@ class Point:
     def ours(self, name, **settings):
         return mean_loss(method(name, **settings), self.batch, self.outputs)
 
-    def theirs(self, *loss_types, scale_N=1.0, pairs=None, **settings):
+    def theirs(self, *loss_types, scale_N=1.0, shift_N=0.0, pairs=None, **settings):
         """TRL's loss of these pairs (all if not said) as one micro-batch."""
         pairs = list(range(self.batch.size_G)) if pairs is None else pairs
         order = torch.cat([self.batch["chosen_G"][pairs], self.batch["rejected_G"][pairs]])
         sheet = doubles.Sheet(self.batch, order.tolist())
-        policy = doubles.scoring(sheet, self.logps_N * scale_N, self.collision_N)
+        policy = doubles.scoring(sheet, self.logps_N * scale_N + shift_N, self.collision_N)
         attributes = {
             "ref_model": doubles.scoring(sheet, self.batch["reference_logps_N"] * scale_N),
             "precompute_ref_logps": False,
@@ -151,12 +151,12 @@ def test_trls_bco_pair_has_no_shift():
     loss = objective(unshifted, point.outputs)
     same(loss.total / loss.weight, theirs, point.logps_N)
 
+    differ(point.ours("bco_pair", beta=BETA), theirs)
     metrics = point.trainer._metrics["train"]
     shift = (metrics["rewards/chosen"][0] + metrics["rewards/rejected"][0]) / 2
-    differ(point.ours("bco_pair", beta=BETA), theirs)
-    shifted = point.batch.with_columns(reward_shift=torch.tensor(shift, dtype=torch.float64))
-    loss = objective(shifted, point.outputs)
-    torch.testing.assert_close(loss.total / loss.weight, point.ours("bco_pair", beta=BETA))
+    lengths_N = point.batch.lengths_C[point.batch.completion_N]
+    shifted = point.theirs("bco_pair", shift_N=-shift / BETA / lengths_N)
+    same(point.ours("bco_pair", beta=BETA), shifted, point.logps_N, 1e-7)  # metrics are rounded
 
 
 def test_trls_ipo_has_no_summed_form():
