@@ -92,8 +92,8 @@ def test_unknown_method_and_key_in_a_recipe(truing, tmp_path):
     data = write(tmp_path / "d.jsonl", GOOD)
     recipe = tmp_path / "r.yaml"
     text = f"name: r\noutput: out\nmodel: {{path: 'random:llama'}}\ndata: {{path: {data}}}\n"
-    recipe.write_text(text + "stages: {a: {method: dop}}\n")
-    refused(truing("run", recipe), 2, "r.yaml", "stages.a.method", "did you mean 'dpo'")
+    recipe.write_text(text + "stages: {a: {method: sftt}}\n")
+    refused(truing("run", recipe), 2, "r.yaml", "stages.a.method", "did you mean 'sft'")
     recipe.write_text(text + "stages: {dpo: {method: dpo}}\n")
     refused(truing("run", recipe, "stages.dpo.bta=1"), 2, "did you mean 'beta'")
     refused(truing("run", recipe, "data.pth=x"), 2, "'data.pth'", "did you mean 'path'")

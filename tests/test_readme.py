@@ -32,7 +32,7 @@ def test_every_room_and_top_file_is_in_the_tree(root):
             line = re.search(rf"^  {path.name}/(.*)$", tree, re.M)
             assert line, path.name
             for file in path.glob("*.py"):
-                if not file.stem.startswith("__") and file.stem != "base":
+                if not file.stem.startswith("_") and file.stem != "base":
                     assert file.stem in line.group(1), f"{path.name}/{file.stem}"
 
 

@@ -79,9 +79,18 @@ class CheckpointError(TruingError):
     exit_code = 8
 
 
+MANY = 40
+"""More names than this are not printed in a message."""
+
+
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """A remedy for a misspelt name: the nearest valid one first, then all of them."""
+    """A remedy for a misspelt name: the nearest valid ones first, then all, if they are not many."""
     options = sorted(valid)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    listed = ", ".join(options)
-    return f"did you mean '{near[0]}'? (valid: {listed})" if near else f"use one of: {listed}"
+    near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
+    listed = (
+        ", ".join(options) if len(options) <= MANY else f"`truing explain` lists {len(options)}"
+    )
+    if not near:
+        return f"use one of: {listed}"
+    others = f" (or {', '.join(near[1:])})" if near[1:] else ""
+    return f"did you mean '{near[0]}'{others}? (valid: {listed})"

@@ -14,6 +14,7 @@ from truing.errors import DataError, UnsafeFileError
 
 VALUES = [{"prompt": "Grüße", "score": 1}, {"prompt": "b\nc", "score": 2}]
 JSONL = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in VALUES)
+PACKED = gzip.compress(JSONL.encode(), mtime=0)  # no clock in it: workers must agree on the tests
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -25,7 +26,7 @@ def write(path: Path, content: str | bytes) -> str:
     ("name", "content"),
     [
         ("a.jsonl", JSONL),
-        ("a.jsonl.gz", gzip.compress(JSONL.encode())),
+        ("a.jsonl.gz", PACKED),
         ("a.json", json.dumps(VALUES, indent=2)),
         ("a.json", json.dumps({"version": 1, "data": VALUES})),
     ],
@@ -77,7 +78,7 @@ def test_max_rows_does_not_read_on(tmp_path: Path) -> None:
         ("a.jsonl", '{"n": 1}\n[1]\n', "a.jsonl:2", "a row is an object, this is list"),
         ("a.jsonl", "[" * 100_000, "a.jsonl:1", "not readable JSON"),
         ("a.jsonl", b'{"n": 1}\n{"n": "\xff"}\n', "a.jsonl:2", "not UTF-8: byte 8 .* 0xff"),
-        ("a.jsonl.gz", gzip.compress(JSONL.encode())[:-9], "a.jsonl.gz:", "archive is damaged"),
+        ("a.jsonl.gz", PACKED[:-9], "a.jsonl.gz:", "archive is damaged"),
         ("a.jsonl.gz", b"no archive", "a.jsonl.gz:1", "archive is damaged"),
         ("a.json", '[\n{"n": 1},\n{"n" 2}]', "a.json:3", "not valid JSON"),
         ("a.json", '{"a": [], "b": []}', "a.json", "neither a list of objects"),

@@ -35,6 +35,7 @@ SYMBOLS = {log(2): "ln 2", 2 * log(2): "2 ln 2"}
 WHY: Mapping[str, str] = {
     "loss": "The policy is still the reference, so the loss is a constant of the method.",
     "rewards/margins": "No side of a pair is rewarded yet.",
+    "rewards/mean": "No completion is rewarded yet.",
     "val/ratio": "The trainer measures every token as it did when the rollout was made.",
     "policy/clipfrac_avg": "Where every ratio is 1, none is clipped.",
     "clip_ratio/region_mean": "Where every ratio is 1, none is clipped.",
@@ -174,4 +175,5 @@ def _checks(summary: Summary) -> list[Check]:
 
 def _expected(metric: str, value: float, tolerance: float) -> Expected:
     symbol = next((s for number, s in SYMBOLS.items() if abs(value - number) < 1e-9), f"{value:g}")
-    return Expected(value, tolerance, symbol, WHY.get(metric, ""))
+    inner = metric.partition("/")[2]  # a mixture names the part first: dpo/loss
+    return Expected(value, tolerance, symbol, WHY.get(metric) or WHY.get(inner, ""))

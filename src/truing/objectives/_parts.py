@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -100,13 +100,3 @@ def refuse_unfit(parts: Sequence[Part]) -> None:
 def union_of(parts: Sequence[Part], declared: str) -> frozenset[str]:
     """All the columns (or outputs) that the parts declare under this name."""
     return frozenset().union(*(getattr(part.objective, declared) for part in parts))
-
-
-class OfParts:
-    """A declaration that follows from the parts. Read from the class, it is the default parts'."""
-
-    def __init__(self, read: Callable[[Sequence[Part]], Any]) -> None:
-        self.read = read
-
-    def __get__(self, mixture: Any, kind: type[Any]) -> Any:
-        return self.read((kind() if mixture is None else mixture).built)

@@ -33,6 +33,16 @@ class WholeStep:
     """How many steps were taken before this one."""
 
 
+class FromFields:
+    """A declaration that follows from the fields. Read from the class, it is the defaults'."""
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        self.read = read
+
+    def __get__(self, objective: object | None, kind: type) -> Any:
+        return self.read(kind() if objective is None else objective)
+
+
 class Objective(ABC):
     """Numbers to a loss. A frozen dataclass whose fields are the paper's hyper-parameters.
 

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from truing.batch import Batch, Loss, Metric, Outputs
 from truing.objectives._gather import hand_out
-from truing.objectives._parts import OfParts, Part, build, refuse_unfit, union_of
-from truing.objectives.base import KNOBS, Objective, WholeStep
+from truing.objectives._parts import Part, build, refuse_unfit, union_of
+from truing.objectives.base import KNOBS, FromFields, Objective, WholeStep
 
 DPO_AND_SFT = ({"method": "dpo", "weight": 1.0, "beta": 0.1}, {"method": "sft", "weight": 0.2})
 PREPARED = frozenset({"part_weights"})
@@ -49,15 +49,15 @@ class Mixture(Objective):
     """Two or more of {method: name or preset, weight: > 0 (1 if left out), and the method's own
     fields}. The step's weight is counted in units of the first. A larger weight pulls harder."""
 
-    trains = OfParts(lambda parts: parts[0].objective.trains)
-    unit = OfParts(lambda parts: parts[0].objective.unit)
-    needs = OfParts(lambda parts: union_of(parts, "needs") | PREPARED)
-    extra_outputs = OfParts(lambda parts: union_of(parts, "extra_outputs"))
-    prepared = OfParts(lambda parts: union_of(parts, "prepared") | PREPARED)
-    step_zero = OfParts(
-        lambda parts: {
+    trains = FromFields(lambda mix: mix.built[0].objective.trains)
+    unit = FromFields(lambda mix: mix.built[0].objective.unit)
+    needs = FromFields(lambda mix: union_of(mix.built, "needs") | PREPARED)
+    extra_outputs = FromFields(lambda mix: union_of(mix.built, "extra_outputs"))
+    prepared = FromFields(lambda mix: union_of(mix.built, "prepared") | PREPARED)
+    step_zero = FromFields(
+        lambda mix: {
             f"{part.method}/{metric}": expected
-            for part in parts
+            for part in mix.built
             for metric, expected in part.objective.step_zero.items()
         }
     )

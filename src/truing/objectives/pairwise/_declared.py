@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,13 +24,3 @@ NO_MARGIN: Expected = {"rewards/margins": (0.0, 1e-5)}
 def at_reference(loss: float) -> Expected:
     """A `step_zero`: the loss where policy and reference agree, to five digits, and no margin."""
     return {"loss": (loss, 1e-5 * max(1.0, loss)), **NO_MARGIN}
-
-
-class FromFields:
-    """A `step_zero` that follows from the fields. Read from the class, it is the defaults'."""
-
-    def __init__(self, expected: Callable[[Any], Expected]) -> None:
-        self.expected = expected
-
-    def __get__(self, objective: object | None, kind: type) -> Expected:
-        return self.expected(kind() if objective is None else objective)

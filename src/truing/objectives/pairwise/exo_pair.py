@@ -27,8 +27,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from truing.objectives.base import KNOBS
-from truing.objectives.pairwise._declared import Expected, FromFields, Positive, at_reference
+from truing.objectives.base import KNOBS, FromFields
+from truing.objectives.pairwise._declared import Expected, Positive, at_reference
 from truing.objectives.pairwise._pairs import PairObjective, Pairs
 
 

@@ -26,8 +26,8 @@ from __future__ import annotations
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from truing.objectives.base import KNOBS
-from truing.objectives.pairwise._declared import Expected, FromFields, Positive, at_reference
+from truing.objectives.base import KNOBS, FromFields
+from truing.objectives.pairwise._declared import Expected, Positive, at_reference
 from truing.objectives.pairwise._pairs import PairObjective, Pairs, Side
 
 

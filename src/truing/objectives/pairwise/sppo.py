@@ -26,11 +26,10 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from truing.objectives.base import KNOBS
+from truing.objectives.base import KNOBS, FromFields
 from truing.objectives.pairwise._declared import (
     NO_MARGIN,
     Expected,
-    FromFields,
     Positive,
     at_reference,
 )

@@ -91,6 +91,7 @@ def ratio_metrics(ratio: Tensor, log_ratio_N: Tensor) -> dict[str, Metric]:
     metrics = {
         "policy/approxkl_avg": mean_of(log_ratio_N.square() / 2),
         "val/ratio": mean_of(ratio),
+        "val/ratio_clamped": mean_of((log_ratio_N.abs() > EXP_LIMIT).float()),
     }
     if ratio.numel():  # a batch may have lost all its completions; then there is no largest
         metrics["val/ratio_max"] = extreme_of(ratio, "max")

@@ -13,8 +13,8 @@ Gradient: at w = 1 it is −A ∇log π, plus β w d ∇log π from the KL: back
 proportion to the drift. The clip ends the pull of a token that has moved as far as A asked.
 Implementations: the paper's k3 carries no w, and as a loss has the gradient of KL(π_ref‖π), the
 other direction; weighted by w it is that of KL(π‖π_ref) whoever sampled (DeepSeek-V3.2; TRL's
-use_bias_correction_kl), our default. TRL and verl now average over tokens and leave the KL out;
-verl sets dual clip 3.
+use_bias_correction_kl, on in 1.16), our default. TRL and verl now average over tokens and leave
+the KL out; verl sets dual clip 3.
 Source: Shao et al. 2024, "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open
 Language Models" (arXiv 2402.03300), eq. 3 and 4; the weight: DeepSeek-AI 2025, "DeepSeek-V3.2:
 Pushing the Frontier of Open Large Language Models" (arXiv 2512.02556), eq. 7; dual clip: Ye et al.
