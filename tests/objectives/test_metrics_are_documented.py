@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
-
 from flat_batches import make_batch
+
 from truing import objectives
 from truing.objectives._worked import stated_point
 from truing.objectives.base import WholeStep

@@ -8,8 +8,8 @@ update, α = 1 every few hundred the hard one. Away from the original reference 
 starts later, but the distance walked is no longer in the loss: measure KL to the first model.
 
 Gradient: DPO's; after each update margins shrink, so decided pairs pull again.
-Implementations: TRL agrees (0.6 every 512 steps), but averages in the model's precision: small moves
-are lost in bfloat16. Log-probs cached for a fixed reference are void after the first update.
+Implementations: TRL agrees (0.6 every 512 steps), but averages in the model's precision: small
+moves are lost in bfloat16. Log-probs cached for a fixed reference are void after the first update.
 Source: Gorbatovski et al. 2024, "Learn Your Reference Model for Real Good Alignment"
 (arXiv 2404.09656), section 3.
 
