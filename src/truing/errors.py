@@ -87,9 +87,8 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     """A remedy for a misspelt name: the nearest valid ones first, then all, if they are not many."""
     options = sorted(valid)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
-    listed = (
-        ", ".join(options) if len(options) <= MANY else f"`truing explain` lists {len(options)}"
-    )
+    few = len(options) <= MANY
+    listed = ", ".join(options) if few else f"`truing explain` lists all {len(options)}"
     if not near:
         return f"use one of: {listed}"
     others = f" (or {', '.join(near[1:])})" if near[1:] else ""

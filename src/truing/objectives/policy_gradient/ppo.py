@@ -10,7 +10,7 @@ per-token reward. Demonstrations stand beside the rollout and feel only the last
 
 Gradient: at w = 1 it is −A ∇log π. The clip ends the pull of a token that has moved ε the way A
 asked; one that went the other way is pulled back, without bound if A < 0 and there is no dual clip.
-Implementations: ε_V is 0.2 (lm-human-preferences, TRL until it left) or 0.5 (OpenRLHF, verl; c = 3).
+Implementations: ε_V: 0.2 (lm-human-preferences, TRL's old PPO) or 0.5 (OpenRLHF, verl; c = 3).
 Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7
 and 9; value clip and ½: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"
 (arXiv 1909.08593), its code; dual clip: Ye et al. 2019, "Mastering Complex Control in MOBA Games
