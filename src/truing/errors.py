@@ -84,7 +84,7 @@ MANY = 40
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """A remedy for a misspelt name: the nearest valid ones first, then all, if they are not many."""
+    """A remedy for a misspelt name: the nearest valid ones first, then all if they are few."""
     options = sorted(valid)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     few = len(options) <= MANY
