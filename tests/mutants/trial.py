@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LIBRARIES = ["torch", "transformers", "transformers.modeling_utils", "peft", "pydantic", "scipy"]
+LIBRARIES = ["torch", "transformers", "transformers.modeling_utils", "peft", "pydantic"]
 COPIED = ("src", "tests", "pyproject.toml")
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(LIBRARIES)
