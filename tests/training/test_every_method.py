@@ -50,12 +50,8 @@ def human_pairs():
 def small_pairs():
     subjects = ("The tea", "This tune", "That joke", "Our walk", "Your note", "The view")
     words = (("lovely", "dull"), ("kind", "rude"), ("bright", "bleak"), ("calm", "loud"))
-    for subject, (good, bad) in product(subjects, words):
-        for verb in ("was", "is"):
-            sides = {
-                side: f" {verb} {word}." for side, word in zip(("c", "r"), (good, bad), strict=True)
-            }
-            yield {"prompt": subject, "chosen": sides["c"], "rejected": sides["r"]}
+    for subject, (good, bad), verb in product(subjects, words, ("was", "is")):
+        yield {"prompt": subject, "chosen": f" {verb} {good}.", "rejected": f" {verb} {bad}."}
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +75,12 @@ def rows_of(tokenizer):
     stepwise = [
         {
             "prompt": group.prompt.text,
-            "completions": completion.text.split(" ", 2)[:2],
-            "labels": [side == 0, (side + index) % 2 == 0],
+            "completions": completion.text.split(maxsplit=1),
+            "labels": [True, side == 0],
         }
-        for index, group in enumerate(groups)
+        for group in groups
         for side, completion in enumerate(group.completions)
-        if len(completion.text.split(" ", 2)) > 1 and all(completion.text.split(" ", 2)[:2])
+        if len(completion.text.split(maxsplit=1)) == 2
     ]
     return {"preference": tokens, "stepwise": encoded(stepwise)[0]}
 
