@@ -209,8 +209,8 @@ MUTANTS = (
     Mutant(
         "silent_groups_counted_by_completion",
         GROUP,
-        "    weight_C = 1 / size_C  # every group counts once",
-        "    weight_C = torch.ones_like(size_C)",
+        "torch.where(size_C > 1, 1 / size_C, 0)",
+        "torch.where(size_C > 1, 1.0, 0)",
         ("objectives/test_survivors.py",),
         "a share of groups that is a share of completions",
     ),

@@ -24,10 +24,10 @@ def scored(groups, scores):
 
 
 def test_every_group_counts_once_however_many_completions_it_has():
-    """Five silent completions of seven, in two groups of three."""
+    """Four silent completions of seven, in one group of two; the third group is a single one."""
     batch = scored([0, 0, 0, 0, 1, 1, 2], [5.0, 5.0, 5.0, 5.0, 1.0, 3.0, 4.0])
     _, metrics = GroupCredit()([batch])
     found = combine([metrics])
-    assert found["frac_reward_zero_std"] == pytest.approx(2 / 3)  # the group of one is silent too
-    assert found["reward_std"] == pytest.approx(2**0.5 / 3)
+    assert found["frac_reward_zero_std"] == pytest.approx(1 / 2)  # a group of one says nothing
+    assert found["reward_std"] == pytest.approx(2**0.5 / 2)
     assert found["groups/singletons"] == 1

@@ -98,13 +98,11 @@ PRESETS: Mapping[str, Preset] = {
             "epsilon_high": 0.28,
             "aggregation": "token",
             "beta": 0.0,
-            # a fifth of the default limit of 64, as the paper's 4096 is of 20480
-            "overlong_cache": 13,
+            "overlong_cache": 0.2,  # of the limit, as the paper's 4096 is of 20480
             "dynamic_sampling": True,
             "num_generations": 16,
         },
-        summary="Higher upper clip, token mean, silent groups redrawn, soft length limit, no KL. "
-        "Set overlong_cache to a fifth of max_completion_length.",
+        summary="Higher upper clip, token mean, silent groups redrawn, soft length limit, no KL.",
         source='Yu et al. 2025, "DAPO: An Open-Source LLM Reinforcement Learning System at Scale" '
         "(arXiv 2503.14476), eq. 8 to 13",
     ),

@@ -56,8 +56,9 @@ class GroupCredit(Credit):
     drift from itself to the end, after the baseline."""
     missing_eos_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Subtracted from the score of a completion that was cut before its stop token."""
-    overlong_cache: Annotated[int, Field(gt=0)] | None = None
-    """Over this many tokens before max_completion_length the score falls by up to 1; null: off."""
+    overlong_cache: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Over this many tokens before max_completion_length (below 1: this share of it) the score
+    falls by up to 1; null: off. A fifth of the limit in DAPO."""
     overlong_filter: bool = False
     """Completions that were cut give no loss; they stay in the baseline."""
     max_completion_length: Annotated[int, Field(gt=0)] = 64
@@ -92,8 +93,9 @@ class GroupCredit(Credit):
         scores_C = less_missing_eos(batch, self.missing_eos_penalty)
         if self.overlong_cache is None:
             return scores_C
-        free = self.max_completion_length - self.overlong_cache
-        over_C = (batch.lengths_C - free).to(scores_C.dtype) / self.overlong_cache
+        limit, cache = self.max_completion_length, self.overlong_cache
+        cache = cache * limit if cache < 1 else cache
+        over_C = (batch.lengths_C - (limit - cache)).to(scores_C.dtype) / cache
         return scores_C - over_C.clamp(0, 1)
 
     def _returns(self, batch: Batch, shaped_C: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ def _spread(batches: list[Batch]) -> dict[str, Metric]:
     """How much the groups have to say: a group whose scores are all equal teaches nothing."""
     deviation_C = torch.cat([group_deviation(batch, batch["scores_C"]) for batch in batches])
     size_C = torch.cat([group_mean(batch, batch["scores_C"])[0] for batch in batches])
-    weight_C = 1 / size_C  # every group counts once
+    weight_C = torch.where(size_C > 1, 1 / size_C, 0)  # every group counts once, one alone not
     silent_C = (deviation_C <= 1e-6).to(weight_C.dtype)
     groups = float(weight_C.sum())
     return {
