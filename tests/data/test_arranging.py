@@ -73,17 +73,25 @@ def test_demonstrations_are_the_chosen_the_desirable_and_the_best():
     assert [group.completions[0].ids for group in demonstrations(scored)] == [(1,), (1,)]
 
 
-def test_a_pair_is_two_verdicts():
+def test_a_pair_is_two_verdicts_on_one_prompt():
     pair = replace(random_groups(1, 1, 3)[0], chosen=2, rejected=0, margin=1.0, probability=0.9)
-    good, bad = unpaired([pair])
-    assert good.completions == (replace(pair.completions[2], label=True),)
-    assert bad.completions == (replace(pair.completions[0], label=False),)
-    assert (good.chosen, good.rejected, good.margin, good.probability) == (None,) * 4
-    assert good.prompt_ids == bad.prompt_ids == pair.prompt_ids
-    assert unpaired([good]) == [good]
-    assert pack([good, bad])["label_C"].tolist() == [True, False]
-    other = replace(pair, prompt_ids=(*pair.prompt_ids, 9))
-    assert len(with_mismatched(unpaired([pair, other]), 0)) == 4
+    (judged,) = unpaired([pair])
+    good, bad = judged.completions
+    assert good == replace(pair.completions[2], label=True)
+    assert bad == replace(pair.completions[0], label=False)
+    assert (judged.chosen, judged.rejected, judged.margin, judged.probability) == (None,) * 4
+    assert judged.prompt_ids == pair.prompt_ids
+    assert unpaired([judged]) == [judged]
+    assert pack([judged])["label_C"].tolist() == [True, False]
+
+
+def test_good_and_bad_answers_are_lent_alike():
+    pairs = [replace(g, chosen=0, rejected=1) for g in random_groups(1, 40, 2, longest=20)]
+    judged = unpaired(pairs)
+    verdict = {c.ids: c.label for group in judged for c in group.completions}
+    lent = [group.completions[2] for group in with_mismatched(judged, 1)]
+    assert all(completion.mismatched for completion in lent)
+    assert sum(verdict[completion.ids] for completion in lent) in range(15, 26)
 
 
 def test_a_pair_is_two_scores():

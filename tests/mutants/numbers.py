@@ -221,8 +221,8 @@ MUTANTS = (
     Mutant(
         "verdicts_of_a_pair_change_places",
         ARRANGING,
-        "((group.chosen, True), (group.rejected, False))",
-        "((group.chosen, False), (group.rejected, True))",
+        "(replace(pair[0], label=True), replace(pair[1], label=False))",
+        "(replace(pair[0], label=False), replace(pair[1], label=True))",
         ARRANGING_TESTS,
         "labels of unpaired rows made from pairs",
     ),
@@ -237,8 +237,8 @@ MUTANTS = (
     Mutant(
         "mismatched_with_itself",
         ARRANGING,
-        "_lend(groups[lent[index]], group)",
-        "_lend(groups[index], group)",
+        "_lend(groups[lent[index]], group, index)",
+        "_lend(groups[index], group, index)",
         ARRANGING_TESTS,
         "KTO pairs a row with itself (trl #1911)",
     ),

@@ -19,7 +19,7 @@ def demonstrations(groups: Iterable[TokenGroup]) -> list[TokenGroup]:
 
 
 def unpaired(groups: Iterable[TokenGroup]) -> list[TokenGroup]:
-    """Every pair as two groups, the chosen one with label True, then the rejected one with False.
+    """Every pair as a group of two verdicts: chosen True, rejected False. Their prompt stays one.
 
     Groups without a choice stay as they are.
     """
@@ -28,9 +28,8 @@ def unpaired(groups: Iterable[TokenGroup]) -> list[TokenGroup]:
         if group.chosen is None or group.rejected is None:
             found.append(group)
             continue
-        for index, label in ((group.chosen, True), (group.rejected, False)):
-            judged = replace(group.completions[index], label=label)
-            found.append(_with(group, (judged,)))
+        pair = group.completions[group.chosen], group.completions[group.rejected]
+        found.append(_with(group, (replace(pair[0], label=True), replace(pair[1], label=False))))
     return found
 
 
@@ -55,14 +54,15 @@ def with_mismatched(groups: Sequence[TokenGroup], seed: int) -> list[TokenGroup]
     """Every unpaired group with one more completion, taken from a group with another prompt.
 
     `seed` orders the groups in a ring; each takes the completion of the next one there with a
-    different prompt, so that (prompts being different) each is taken once. A group's prompt is
-    computed once for all its completions: the mismatched one costs no more than its own tokens.
-    Its label is the group's own, so that every completion has one; nothing is to be learnt from
-    it. Raises DataError when all prompts are the same.
+    different prompt, so that (prompts being different) each lends once; of several completions
+    each group lends another one in turn. A group's prompt is computed once for all its
+    completions: the mismatched one costs no more than its own tokens. It has a label, so that
+    every completion has one; nothing is to be learnt from it. Raises DataError when all prompts
+    are the same.
     """
     lent = _next_with_another_prompt(groups, seed)
     return [
-        replace(group, completions=(*group.completions, _lend(groups[lent[index]], group)))
+        replace(group, completions=(*group.completions, _lend(groups[lent[index]], group, index)))
         for index, group in enumerate(groups)
     ]
 
@@ -80,8 +80,8 @@ def _with(group: TokenGroup, completions: tuple[TokenCompletion, ...]) -> TokenG
     )
 
 
-def _lend(lender: TokenGroup, group: TokenGroup) -> TokenCompletion:
-    other = lender.completions[0]
+def _lend(lender: TokenGroup, group: TokenGroup, turn: int) -> TokenCompletion:
+    other = lender.completions[turn % len(lender.completions)]
     label = group.completions[0].label
     return TokenCompletion(other.ids, other.finish, label=label, mismatched=True)
 
