@@ -64,7 +64,9 @@ COLUMNS: Mapping[str, Column] = {
     "kept_G": Column("1 for the pairs this step learns from", "bool", "prepare"),
     "chosen_rival_G": Column("what the chosen side is compared with", "nats", "prepare"),
     "rejected_rival_G": Column("what the rejected side is compared with", "nats", "prepare"),
-    "part_weights": Column("units of each part of a mixture, over the step", "count", "prepare"),
+    "part_weights": Column(
+        "units of each part of a mixture, then groups, of the step", "count", "prepare"
+    ),
     "demonstration_scale": Column(
         "rollout tokens per demonstration token of the step", "ratio", "prepare"
     ),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from .mutant import Mutant
 
-BASE, GAE, GROUP = (f"rollouts/credit/{name}.py" for name in ("base", "gae", "group"))
+BASE, GAE, GROUP, STATISTICS = (
+    f"rollouts/credit/{name}.py" for name in ("base", "gae", "group", "_statistics")
+)
 GAE_TESTS = ("objectives/test_gae_oracle.py",)
 GROUP_TESTS = ("objectives/test_group_credit_oracle.py",)
 
@@ -105,22 +107,22 @@ MUTANTS = (
     Mutant(
         "rloo_includes_itself",
         GROUP,
-        "        others_C = (size_C * mean_C - returns_C) / (size_C - 1).clamp(min=1)",
-        "        others_C = mean_C",
+        "mean_C + (mean_C - returns_C) / (size_C - 1).clamp(min=1)",
+        "mean_C",
         GROUP_TESTS,
         "the group's mean for the mean of the others: (G − 1)/G of the gradient",
     ),
     Mutant(
         "singleton_keeps_its_reward",
         GROUP,
-        "        return torch.where(size_C > 1, others_C, returns_C)",
-        "        return others_C",
+        "mean_C + (mean_C - returns_C) / (size_C - 1).clamp(min=1)",
+        "(size_C * mean_C - returns_C) / (size_C - 1).clamp(min=1)",
         GROUP_TESTS,
         "verl's rloo hands a group of one its raw reward",
     ),
     Mutant(
         "group_deviation_is_biased",
-        GROUP,
+        STATISTICS,
         "    return (sum_G[batch.group_C] / (size_C - 1).clamp(min=1)).sqrt()",
         "    return (sum_G[batch.group_C] / size_C).sqrt()",
         GROUP_TESTS,
@@ -200,7 +202,7 @@ MUTANTS = (
     ),
     Mutant(
         "baseline_of_the_whole_batch",
-        GROUP,
+        STATISTICS,
         "    return size_G[batch.group_C], mean_G[batch.group_C]",
         "    return size_G[batch.group_C], values_C.mean().expand_as(values_C)",
         GROUP_TESTS,

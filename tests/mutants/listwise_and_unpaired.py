@@ -176,7 +176,7 @@ MUTANTS = (
     Mutant(
         "mixture_adds_sums",
         "objectives/mixture.py",
-        "part.weight * units[0] / max(count, 1.0) * loss.total",
+        "part.weight * groups / max(count, 1.0) * loss.total",
         "part.weight * loss.total",
         PREPARED,
         "an SFT term summed over tokens beside a DPO term per pair",
@@ -184,7 +184,7 @@ MUTANTS = (
     Mutant(
         "mixture_divides_by_its_micro_batch",
         "objectives/mixture.py",
-        "part.weight * units[0] / max(count, 1.0) * loss.total",
+        "part.weight * groups / max(count, 1.0) * loss.total",
         "part.weight * self.weigh(batch) / max(loss.weight, 1.0) * loss.total",
         PREPARED,
         "the SFT term as a mean over the micro-batch (TRL's rpo_alpha)",
@@ -192,8 +192,8 @@ MUTANTS = (
     Mutant(
         "mixture_forgets_its_weights",
         "objectives/mixture.py",
-        "part.weight * units[0] / max(count, 1.0) * loss.total",
-        "units[0] / max(count, 1.0) * loss.total",
+        "part.weight * groups / max(count, 1.0) * loss.total",
+        "groups / max(count, 1.0) * loss.total",
         PREPARED,
         "loss weights without effect",
     ),

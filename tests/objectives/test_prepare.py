@@ -47,7 +47,6 @@ COUPLED = {
     ),
     "mixture of verdicts": mixture(
         {"method": "kto", "beta": 0.3},
-        {"method": "bco", "weight": 0.4, "beta": 0.2},
         {"method": "dft", "weight": 0.3},
     ),
 }
@@ -364,6 +363,14 @@ def test_beside_verdicts_supervised_parts_learn_what_is_desirable():
     assert_same(found, (kto[0] + 2 * nll.item(), kto[1] + 2 * plain(table, nll)[1]))
 
 
+def test_a_step_without_anything_to_imitate_still_learns_the_other_part():
+    table = Table(1)
+    table.label = torch.zeros_like(table.label)
+    kto = table.step(KTO(beta=0.3), CUTS[0])
+    for order in (({"method": "sft"}, {"method": "kto", "beta": 0.3}),):
+        assert_same(table.step(mixture(*order), CUTS[0]), kto)
+
+
 def test_parts_carry_side_by_side_as_they_would_alone():
     parts = {"method": "bco_pair", "beta": 0.3}, {"method": "beta_dpo", "weight": 2}
     together, shifts, gaps = {}, {}, {}
@@ -381,7 +388,7 @@ def test_parts_carry_side_by_side_as_they_would_alone():
 
 def test_a_mixture_declares_what_its_parts_do():
     assert Mixture.trains == "policy"
-    assert Mixture.unit == "pairs"
+    assert Mixture.unit == "groups"
     assert Mixture.needs == DPO.needs | {"part_weights"}
     assert Mixture.step_zero["dpo/loss"] == DPO.step_zero["loss"]
     other = mixture({"method": "bradley_terry", "margin_coef": 1}, {"method": "pick_best"})
@@ -412,6 +419,7 @@ def test_a_mixture_declares_what_its_parts_do():
         ([{"method": "aot"}, {"method": "aot_unpaired"}], "prepare"),
         ([{"method": "dpo"}, {"method": "mixture"}], "mixture itself"),
         ([{"method": "infonca"}, {"method": "sft"}], "which completions"),
+        ([{"method": "kto"}, {"method": "bco"}], "bco would learn the answers lent to kto"),
     ],
     ids=str,
 )

@@ -52,8 +52,11 @@ def test_dynamic_sampling_goes_on_with_fewer_and_stops_when_nothing_differs():
     odd = [p for p in prompts(40) if len(p.prompt_ids) % 2][:4]
     even = [p for p in prompts(40) if len(p.prompt_ids) % 2 == 0][:1]
     assert len(few.collect(odd, 3, more=lambda: even).groups) == 1
+    silent = few.collect(odd, 3, more=lambda: odd)  # a policy that has solved them all goes on
+    assert (silent.minibatches, silent.groups) == ([], [])
+    assert silent.metrics["dynamic/kept_fraction"] == 0
     with pytest.raises(RolloutError, match="all scores are equal"):
-        few.collect(odd, 3, more=lambda: odd)
+        replace(few, collected=0).collect(odd, 3, more=lambda: odd)
 
 
 def test_a_greedy_baseline_is_drawn_scored_and_normalised_like_the_rest():

@@ -53,7 +53,7 @@ def plain_step(slopes, learning_rate=1.0, max_grad_norm=1e9, schedule=lambda tak
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, schedule),
         max_grad_norm=max_grad_norm,
-        before_first_update=lambda metrics: None,
+        before_first_update=lambda metrics, batches: None,
     )
     return step, weight
 
@@ -106,7 +106,7 @@ def test_what_an_objective_carries_reaches_its_next_step_with_the_number_of_that
 def test_the_contract_is_asked_once_with_the_gradient_of_the_mean_in_place():
     step, _ = plain_step(SLOPES, max_grad_norm=1e-3)
     seen = []
-    step.before_first_update = lambda metrics: seen.append(
+    step.before_first_update = lambda metrics, batches: seen.append(
         (metrics["loss"], step.masters.gradients()["weight"].clone())
     )
     for _ in range(2):

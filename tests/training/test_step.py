@@ -22,6 +22,7 @@ STAGES = {
     "sft": {},
     "bradley_terry": {},
     "dpo": {},
+    "tr_dpo": {},
     "ppo": {
         "reward": "character_share",
         "num_rollouts": 2,
@@ -152,7 +153,7 @@ def test_a_non_finite_loss_stops_before_the_update():
             return Loss(loss, 1.0, {"loss": Metric(torch.tensor(float("nan")), 1.0)})
 
     stage.step.objective = Broken()
-    stage.step.before_first_update = lambda metrics: None
+    stage.step.before_first_update = lambda metrics, batches: None
     with pytest.raises(NumericsError, match="loss is nan"):
         stage.step(next(iter(stage.source)).micro_batches, {})
     for name, parameter in stage.step.masters.masters.items():

@@ -92,6 +92,10 @@ def refuse_unfit(parts: Sequence[Part]) -> None:
     twice = {column for column in prepared if prepared.count(column) > 1}
     if twice:
         raise ValueError(f"two of {', '.join(names)} prepare {', '.join(sorted(twice))}")
+    lends = [part.method for part in parts if "mismatched_C" in part.objective.needs]
+    learns = [p.method for p in parts if "label_C" in p.objective.needs and p.method not in lends]
+    if lends and learns:
+        raise ValueError(f"{learns[0]} would learn the answers lent to {lends[0]}: train it alone")
     judged = union_of(parts, "needs") & JUDGED
     if any(part.imitates for part in parts) and judged == {"scores_C"}:
         raise ValueError(f"{', '.join(names)}: scores do not say which completions to imitate")

@@ -47,10 +47,10 @@ class Mixture(Objective):
 
     parts: Annotated[tuple[dict[str, Any], ...], Field(min_length=2)] = DPO_AND_SFT
     """Two or more of {method: name or preset, weight: > 0 (1 if left out), and the method's own
-    fields}. The step's weight is counted in units of the first. A larger weight pulls harder."""
+    fields}. A larger weight pulls harder."""
 
     trains = FromFields(lambda mix: mix.built[0].objective.trains)
-    unit = FromFields(lambda mix: mix.built[0].objective.unit)
+    unit = "groups"
     needs = FromFields(lambda mix: union_of(mix.built, "needs") | PREPARED)
     extra_outputs = FromFields(lambda mix: union_of(mix.built, "extra_outputs"))
     prepared = FromFields(lambda mix: union_of(mix.built, "prepared") | PREPARED)
@@ -77,9 +77,6 @@ class Mixture(Objective):
     def required(self) -> frozenset[str]:
         return union_of(self.built, "required") | PREPARED
 
-    def weigh(self, batch: Batch) -> float:
-        return self.built[0].weigh(batch, self.needs)
-
     def prepare(self, step: WholeStep) -> list[Batch]:
         batches = step.batches
         for index, part in enumerate(self.built):
@@ -90,16 +87,17 @@ class Mixture(Objective):
             )
             step.carried |= {prefix + name: value for name, value in own.items()}
         units = [sum(part.weigh(batch, self.needs) for batch in batches) for part in self.built]
+        units.append(sum(self.weigh(batch) for batch in batches))  # never 0, as a part's may be
         return hand_out(batches, part_weights=torch.tensor(units, dtype=torch.float64))
 
     def __call__(self, batch: Batch, outputs: Outputs) -> Loss:
-        units = batch["part_weights"].tolist()
+        *units, groups = batch["part_weights"].tolist()
         totals: list[Tensor] = []
         metrics: dict[str, Metric] = {}
         for part, count in zip(self.built, units, strict=True):
             loss = part.judge(batch, outputs, self.needs)
-            # the step divides by the first part's units; a part without any adds nothing
-            totals.append(part.weight * units[0] / max(count, 1.0) * loss.total)
+            # the step divides by its groups; a part without units adds nothing
+            totals.append(part.weight * groups / max(count, 1.0) * loss.total)
             metrics |= {f"{part.method}/{name}": metric for name, metric in loss.metrics.items()}
         total, weight = torch.stack(totals).sum(), self.weigh(batch)
         return Loss(total, weight, {"loss": Metric(total.detach().float(), weight)} | metrics)

@@ -48,8 +48,12 @@ class ScoreNormalizer:
     fitted: bool = False
 
     def __call__(self, scores: list[Tensor]) -> list[Tensor]:
+        self.fit(torch.cat(scores))
+        return [self.apply(score_C) for score_C in scores]
+
+    def fit(self, whole: Tensor) -> None:
+        """Take mean and deviation from the first scores there are; later ones change nothing."""
         if self.enabled and not self.fitted:
-            whole = torch.cat(scores)
             self.mean, self.deviation = float(whole.mean()), float(whole.std())
             self.fitted = True
             if not self.deviation > 1e-6:
@@ -59,7 +63,6 @@ class ScoreNormalizer:
                     where="score_normalization: reference",
                     remedy="check the reward model: a constant reward teaches nothing",
                 )
-        return [self.apply(score_C) for score_C in scores]
 
     def apply(self, score_C: Tensor) -> Tensor:
         """The same shift and scale for other scores of this reward (a greedy baseline's)."""
@@ -85,6 +88,8 @@ class Collector:
     """Prompts -> groups with the one greedy completion, for rules that want it as a baseline."""
     dynamic_rounds: int = 0
     """How often prompts are drawn again in place of groups whose scores are all equal."""
+    collected: int = 0
+    """Rollouts so far."""
     demonstrations: Iterator[list[TokenGroup]] | None = None
     """Demonstrations to stand beside each minibatch, for objectives that mix them in."""
 
@@ -99,6 +104,9 @@ class Collector:
         Raises RolloutError when dynamic sampling finds no group whose scores differ.
         """
         groups, facts = self._scored_groups(prompts, seed, more)
+        self.collected += 1
+        if not groups:  # every prompt is solved, or hopeless: nothing to learn, nothing to lose
+            return Rollout([], combine([facts]), [])
         parts = self._minibatches(groups, seed)
         flat = [self._measured(micro) for part in parts for micro in part]
         normalized = self.normalize([batch["scores_C"] for batch in flat])
@@ -109,9 +117,8 @@ class Collector:
         micros = [micro for part in parts for micro in part]
         metrics |= facts | self._mismatch(flat, micros)
         # what a person reads is the reward's own number, not the normalised one
-        raw = [c.score or 0.0 for group in groups for c in group.completions]
-        metrics["objective/scores"] = mean_of(torch.tensor(raw))
-        remaining = iter(credited)
+        metrics["objective/scores"] = mean_of(_raw_scores(groups))
+        remaining = map(self._as_trained, flat, credited)
         minibatches = [[b for _ in part if (b := next(remaining)).size_C] for part in parts]
         filled = [self._beside(part) for part in minibatches if part]
         return Rollout(filled, combine([metrics]), groups)
@@ -129,6 +136,7 @@ class Collector:
         groups = self._scored(self.draw(prompts, seed))
         if not self.dynamic_rounds or more is None:
             return groups, {}
+        self.normalize.fit(_raw_scores(groups))  # on what the reference drew, not on what is kept
         drawn, kept = len(groups), [g for g in groups if _differs(g)]
         for extra in range(1, self.dynamic_rounds + 1):
             if len(kept) >= len(prompts):
@@ -136,7 +144,7 @@ class Collector:
             fresh = self._scored(self.draw(more(), hash((seed, extra)) & 0x7FFFFFFF))
             drawn += len(fresh)
             kept += [g for g in fresh if _differs(g)]
-        if not kept:
+        if not kept and not self.collected:
             raise RolloutError(
                 f"{drawn} groups were drawn and in each all scores are equal",
                 where="dynamic_sampling",
@@ -188,6 +196,13 @@ class Collector:
             reference_logps_N=self.reference_logps(batch),
         )
 
+    def _as_trained(self, before: Batch, after: Batch) -> Batch:
+        """The batch as it will be trained on. Without some completions the same kernels may round
+        otherwise, so log-probs are taken anew: the first ratio stays exactly 1."""
+        if after.size_C in (0, before.size_C):
+            return after
+        return after.with_columns(sampled_logps_N=self.measure(after)[0])
+
     def _beside(self, minibatch: list[Batch]) -> list[Batch]:
         """The minibatch with demonstrations as further micro-batches, told apart by a column."""
         if self.demonstrations is None:
@@ -216,6 +231,10 @@ class Collector:
             "sampling/logp_difference_mean": mean_of(gap_N),
             "sampling/logp_difference_max": extreme_of(gap_N, "max"),
         }
+
+
+def _raw_scores(groups: Sequence[TokenGroup]) -> Tensor:
+    return torch.tensor([c.score or 0.0 for group in groups for c in group.completions])
 
 
 def _flags(batch: Batch, *, value: bool) -> Tensor:

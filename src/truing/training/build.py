@@ -91,10 +91,14 @@ def build(method: Method, inputs: Inputs) -> Built:
     source = _source(method, inputs, roles, complete, device)
     optimizer = make_optimizer(masters, training.learning_rate, training.weight_decay)
 
-    def before_first_update(metrics: dict[str, float]) -> None:
+    def before_first_update(metrics: dict[str, float], batches: Sequence[Batch]) -> None:
         contract.check_numbers(method.step_zero, metrics, inputs.where)
-        contract.check_gradients(masters.gradients(), [roles.policy], inputs.where)
+        silent = all("advantages_N" in b and not b["advantages_N"].any() for b in batches)
+        contract.check_gradients(masters.gradients(), [roles.policy], inputs.where, silent=silent)
 
+    heldout: list[Batch] = []
+    if isinstance(training, config.Offline) and isinstance(source, Offline):
+        heldout = source.batches(inputs.heldout[: training.eval_rows])
     step = Step(
         objective=objective,
         compute=compute,
@@ -105,16 +109,18 @@ def build(method: Method, inputs: Inputs) -> Built:
         ),
         max_grad_norm=training.max_grad_norm,
         before_first_update=before_first_update,
-        after_update=_moving_reference(method, roles),
+        after_update=_moving_reference(method, roles, heldout),
     )
-    heldout = []
-    if isinstance(training, config.Offline) and isinstance(source, Offline):
-        heldout = source.batches(inputs.heldout[: training.eval_rows])
     return Built(step, source, roles, lora, heldout, device, dtype)
 
 
-def _moving_reference(method: Method, roles: Roles) -> Callable[[int], None] | None:
-    """Every sync_steps the reference takes a step towards the policy, if the objective says so."""
+def _moving_reference(
+    method: Method, roles: Roles, heldout: list[Batch]
+) -> Callable[[int], None] | None:
+    """Every sync_steps the reference takes a step towards the policy, if the objective says so.
+
+    Held-out batches are then measured against the reference there is, too.
+    """
     if not method.objective.moves_reference:
         return None
     knobs = method.knobs
@@ -122,6 +128,10 @@ def _moving_reference(method: Method, roles: Roles) -> Callable[[int], None] | N
     def follow(taken: int) -> None:
         if taken % knobs["sync_steps"] == 0:
             roles.move_reference(knobs["mixup_alpha"])
+            heldout[:] = [
+                batch.with_columns(reference_logps_N=roles.reference_logps(batch))
+                for batch in heldout
+            ]
 
     return follow
 

@@ -33,11 +33,16 @@ def check_numbers(
 
 
 def check_gradients(
-    gradients: Mapping[str, Tensor | None], modules: list[nn.Module], where: str
+    gradients: Mapping[str, Tensor | None],
+    modules: list[nn.Module],
+    where: str,
+    *,
+    silent: bool = False,
 ) -> None:
     """Every trainable tensor has a finite gradient, not all of them zero; no frozen one has any.
 
-    Raises NumericsError naming the tensor.
+    In a `silent` step (no completion was better than another, as with rare rewards) all may be
+    zero. Raises NumericsError naming the tensor.
     """
     missing = [name for name, gradient in gradients.items() if gradient is None]
     if missing:
@@ -53,7 +58,8 @@ def check_gradients(
                 where=f"{where}, step 0",
                 remedy="try dtype=float32; if that does not help, look at the data of this step",
             )
-    if not any(bool(gradient.any()) for gradient in gradients.values() if gradient is not None):
+    found = [gradient for gradient in gradients.values() if gradient is not None]
+    if not silent and not any(bool(gradient.any()) for gradient in found):
         raise NumericsError(
             "every gradient is zero",
             where=f"{where}, step 0",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from truing.batch import Batch, combine
+from truing.errors import RolloutError
 from truing.rundir import RunDirectory
 from truing.training.sources import Source
 from truing.training.step import Step
@@ -22,20 +23,30 @@ def train(
     """Take every step of the source; append its metrics; tell the progress bar. Returns tokens.
 
     With `evaluate`, held-out numbers are measured before the first step, halfway and at the end.
+    Raises RolloutError when no rollout left anything to learn from.
     """
     total = source.total_steps
     tokens = 0
     started = time.monotonic()
     if evaluate is not None:
         run.append_metrics(0, evaluate())
-    for number, work in enumerate(source, start=1):
+    for work in source:
+        if not work.micro_batches:
+            run.append_metrics(step.taken, work.metrics)
+            continue
         metrics = step(work.micro_batches, work.metrics)
+        number = step.taken
         tokens += sum(int((batch.group_RT >= 0).sum()) for batch in work.micro_batches)
         if evaluate is not None and number in (-(-total // 2), total):
             metrics |= evaluate()
         metrics |= {"tokens": tokens, "seconds": round(time.monotonic() - started, 3)}
         run.append_metrics(number, metrics)
         tick(number, total, metrics)
+    if not step.taken:
+        raise RolloutError(
+            "no step was taken: no rollout left a completion to learn from",
+            remedy="raise max_completion_length, or turn off overlong_filter",
+        )
     return tokens
 
 

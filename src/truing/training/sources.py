@@ -104,6 +104,8 @@ class OnPolicy:
             rollout = self.collector.collect(next(supply), seed, more=lambda: next(supply))
             self.on_rollout(index, rollout)
             metrics = rollout.metrics
+            if not rollout.minibatches:  # nothing to learn from: its numbers are kept all the same
+                yield Work([], metrics)
             for epoch in range(self.epochs):
                 order = list(range(len(rollout.minibatches)))
                 random.Random(f"{seed}/{epoch}").shuffle(order)

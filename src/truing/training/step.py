@@ -29,8 +29,8 @@ class Step:
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler
     max_grad_norm: float
-    before_first_update: Callable[[dict[str, float]], None]
-    """The step-0 contract; called once, with the first metrics, gradients in place."""
+    before_first_update: Callable[[dict[str, float], Sequence[Batch]], None]
+    """The step-0 contract; called once, with the first metrics and batches, gradients in place."""
     after_update: Callable[[int], None] | None = None
     """Called with the number of steps taken, once the weights have moved."""
     taken: int = 0
@@ -62,7 +62,7 @@ class Step:
         # The objective returned sums: this one division makes accumulation change nothing.
         self.masters.scale_gradients(1.0 / weight)
         if self.taken == 0:
-            self.before_first_update(metrics)
+            self.before_first_update(metrics, micro_batches)
             self.first_metrics = dict(metrics)
         norm = torch.nn.utils.clip_grad_norm_(self.masters.masters.values(), self.max_grad_norm)
         metrics["grad_norm"] = float(norm)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from truing.batch import Batch, Metric
 from truing.ops import discounted_deltas, segment_sum, whiten
+from truing.rollouts.credit._statistics import group_deviation, group_mean
 from truing.rollouts.credit.base import (
     KNOBS,
     Credit,
@@ -67,6 +68,12 @@ class GroupCredit(Credit):
     @property
     def wants_greedy(self) -> bool:
         return self.baseline == "greedy"
+
+    @model_validator(mode="after")
+    def _fits(self) -> GroupCredit:
+        if self.overlong_cache is not None and self.overlong_cache > self.max_completion_length:
+            raise ValueError("overlong_cache is longer than max_completion_length")
+        return self
 
     def __call__(self, batches: list[Batch]) -> Credited:
         shaped = [self._shaped(batch) for batch in batches]
@@ -124,23 +131,7 @@ class GroupCredit(Credit):
         size_C, mean_C = group_mean(batch, returns_C)
         if self.baseline == "group":
             return mean_C
-        others_C = (size_C * mean_C - returns_C) / (size_C - 1).clamp(min=1)
-        return torch.where(size_C > 1, others_C, returns_C)
-
-
-def group_mean(batch: Batch, values_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Size of each completion's group, and the mean of `values_C` in it. Shapes [C]."""
-    size_G = segment_sum(torch.ones_like(values_C), batch.group_C, batch.size_G)
-    mean_G = segment_sum(values_C, batch.group_C, batch.size_G) / size_G.clamp(min=1)
-    return size_G[batch.group_C], mean_G[batch.group_C]
-
-
-def group_deviation(batch: Batch, values_C: Tensor) -> Tensor:
-    """Standard deviation (n − 1) of each completion's group; 0 for a group of one. Shape [C]."""
-    size_C, mean_C = group_mean(batch, values_C)
-    squares_C = (values_C - mean_C).square()
-    sum_G = segment_sum(squares_C, batch.group_C, batch.size_G)
-    return (sum_G[batch.group_C] / (size_C - 1).clamp(min=1)).sqrt()
+        return mean_C + (mean_C - returns_C) / (size_C - 1).clamp(min=1)  # of the others
 
 
 def _spread(batches: list[Batch]) -> dict[str, Metric]:
