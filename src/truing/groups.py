@@ -104,8 +104,9 @@ class Group:
         return "prompt-completion" if first.label is None else "unpaired"
 
     def bare(self) -> Group:
-        """The prompt alone, for other completions: without what was said of this choice."""
-        columns = {name: v for name, v in self.columns.items() if name not in CHOICE_COLUMNS}
+        """The prompt alone, for other completions: without what was said of a pair's choice."""
+        said = CHOICE_COLUMNS if self.chosen is not None else ()
+        columns = {name: value for name, value in self.columns.items() if name not in said}
         return Group(self.prompt, where=self.where, columns=columns)
 
 

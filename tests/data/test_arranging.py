@@ -12,7 +12,7 @@ from small_groups import random_groups
 from truing.data.arranging import as_scored, demonstrations, unpaired, with_mismatched
 from truing.data.packing import micro_batches, pack
 from truing.errors import DataError
-from truing.groups import TokenCompletion, TokenGroup
+from truing.groups import FinishReason, TokenCompletion, TokenGroup
 
 
 def judged(prompts: list[int]) -> list[TokenGroup]:
@@ -71,6 +71,11 @@ def test_demonstrations_are_the_chosen_the_desirable_and_the_best():
         for scores in ((1.0, 3.0, 2.0), (-2.0, -1.0, -1.0))
     ]
     assert [group.completions[0].ids for group in demonstrations(scored)] == [(1,), (1,)]
+    solved, failed = (
+        TokenGroup((1,), (TokenCompletion((5, 6), steps=((0, True), (1, right))),))
+        for right in (True, False)
+    )
+    assert demonstrations([solved, failed]) == [solved]
 
 
 def test_a_pair_is_two_verdicts_on_one_prompt():
@@ -88,10 +93,19 @@ def test_a_pair_is_two_verdicts_on_one_prompt():
 def test_good_and_bad_answers_are_lent_alike():
     pairs = [replace(g, chosen=0, rejected=1) for g in random_groups(1, 40, 2, longest=20)]
     judged = unpaired(pairs)
+    judged = [replace(group, prompt_ids=(3 + index,)) for index, group in enumerate(judged)]
     verdict = {c.ids: c.label for group in judged for c in group.completions}
     lent = [group.completions[2] for group in with_mismatched(judged, 1)]
     assert all(completion.mismatched for completion in lent)
     assert sum(verdict[completion.ids] for completion in lent) in range(15, 26)
+
+
+def test_a_lent_completion_is_cut_where_the_longest_row_ends():
+    long_prompt = TokenGroup((3,) * 6, (TokenCompletion((7, 2), label=True),))
+    long_answer = TokenGroup((4,), (TokenCompletion((8, 9, 10, 11, 12, 2), label=True),))
+    cut, whole = (g.completions[1] for g in with_mismatched([long_prompt, long_answer], 1))
+    assert (cut.ids, cut.finish) == ((8, 9), FinishReason.LENGTH)  # 6 + 2 tokens as before
+    assert (whole.ids, whole.finish) == ((7, 2), FinishReason.STOP)
 
 
 def test_a_pair_is_two_scores():
@@ -105,3 +119,20 @@ def test_a_pair_is_two_scores():
     (kept,) = as_scored([replace(pair, completions=own)])
     assert [c.score for c in kept.completions] == [7.0, 2.0]
     assert as_scored([scored]) == [scored]
+
+
+@pytest.mark.parametrize("other", [(None, None), (1.0, None), (2.0, 7.0)])
+def test_pairs_keep_their_own_scores_together_or_not_at_all(other):
+    pairs = [replace(group, chosen=0, rejected=1) for group in random_groups(1, 2, 2)]
+    pairs = [
+        replace(
+            pair,
+            completions=tuple(
+                replace(c, score=s) for c, s in zip(pair.completions, scores, strict=True)
+            ),
+        )
+        for pair, scores in zip(pairs, [(7.0, 7.0), other], strict=True)
+    ]
+    found = [[c.score for c in group.completions] for group in as_scored(pairs)]
+    assert found == [[1.0, 0.0], [1.0, 0.0]]
+    assert [c.score for c in as_scored(pairs[:1])[0].completions] == [7.0, 7.0]

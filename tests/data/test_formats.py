@@ -225,6 +225,9 @@ def test_pairs_may_say_how_sure_they_are() -> None:
     assert group.columns == {"margin": 1.5, "probability": 0.8, "id": 3}
     # they are the pair's: completions drawn for its prompt inherit neither
     assert group.bare() == Group(Prompt("p"), where="a:1", columns={"id": 3})
+    # of a row that is no pair, such a column may be anything, for instance a reward's answer
+    prompt = only({"prompt": "p", "margin": "wide", "id": 3})
+    assert prompt.bare() == prompt
 
 
 def test_your_own_column_names() -> None:

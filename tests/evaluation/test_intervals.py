@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from truing.evaluation.intervals import Z, mean_interval, wilson_interval
+from truing.evaluation.intervals import Z, mean_interval, share_interval, wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 7), (7, 7), (7, 10), (68, 100), (1, 400)])
@@ -28,3 +28,9 @@ def test_a_mean_is_z_standard_errors_wide_on_both_sides():
     assert found.mean == mean(values)
     assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
     assert mean_interval([3.0]).low == mean_interval([3.0]).high == 3.0
+
+
+def test_shares_that_agree_are_not_certain():
+    assert share_interval([0.25, 1.0]) == mean_interval([0.25, 1.0])
+    for share in (0.0, 0.5, 1.0):
+        assert share_interval([share] * 8) == wilson_interval(round(8 * share), 8)

@@ -23,6 +23,7 @@ from truing.errors import CheckpointError
 from truing.evaluation import plots, report
 from truing.evaluation import summary as schema
 from truing.evaluation.summary import Summary
+from truing.pipeline.summarise import verdicts
 from truing.rollouts import credit
 
 Metrics = dict[str, list[dict[str, float]]]
@@ -360,3 +361,18 @@ def test_every_field_is_shown_or_deliberately_not(
         setattr(model, field, changed(getattr(model, field)))
     after = show(summary) if show else report.render(summary, {})
     assert (after == before) == ((part, field) in NOT_SHOWN)
+
+
+@pytest.mark.parametrize(
+    ("unit", "words"),
+    [
+        ("pairs", "480 held-out pairs"),
+        ("lists", "the pairs of 480 held-out lists"),
+        ("steps", "480 held-out steps"),
+    ],
+)
+def test_an_accuracy_says_what_it_is_a_share_of(summary: Summary, unit: str, words: str) -> None:
+    (result,) = summary.reward_models = [summary.reward_models[0].model_copy(update={"unit": unit})]
+    assert f" of {words} (guessing" in report.render(summary, {})
+    (said,) = verdicts([], None, [result])
+    assert f"] of {words} as the annotator did" in said

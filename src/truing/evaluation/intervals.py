@@ -18,7 +18,15 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean=mean, low=mean - half, high=mean + half, n=len(values))
 
 
-def wilson_interval(successes: int, trials: int) -> Interval:
+def share_interval(shares: Sequence[float]) -> Interval:
+    """The mean of independent shares. Where none differs it is Wilson's interval: shares that
+    agree by chance do not make their mean certain."""
+    if min(shares) < max(shares):
+        return mean_interval(shares)
+    return wilson_interval(shares[0] * len(shares), len(shares))
+
+
+def wilson_interval(successes: float, trials: int) -> Interval:
     """A share and its Wilson score interval, which stays inside [0, 1] (Wilson 1927)."""
     share = successes / trials
     centre = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from truing.batch import Batch, Outputs
 from truing.data.packing import micro_batches, pack
 from truing.errors import NumericsError
-from truing.evaluation.intervals import mean_interval, wilson_interval
+from truing.evaluation.intervals import share_interval, wilson_interval
 from truing.evaluation.summary import Interval
 from truing.groups import TokenGroup
 
@@ -18,7 +18,10 @@ from truing.groups import TokenGroup
 class Verdict(NamedTuple):
     """How often a reward model is right, and every score behind it."""
 
-    accuracy: Interval
+    accuracy: Interval | None
+    """None where nothing was asked: lists of equals have no order."""
+    unit: Literal["pairs", "lists", "steps"]
+    """What the accuracy is over."""
     rows: list[dict[str, Any]]
 
 
@@ -64,7 +67,7 @@ def _of_pairs(groups: list[TokenGroup], scores: list[list[float]]) -> Verdict:
         chosen, rejected = found[group.chosen], found[group.rejected]
         rows.append({"where": group.where, "chosen_score": chosen, "rejected_score": rejected})
         right += chosen > rejected
-    return Verdict(wilson_interval(right, len(rows)), rows)
+    return Verdict(wilson_interval(right, len(rows)), "pairs", rows)
 
 
 def _of_lists(groups: list[TokenGroup], scores: list[list[float]]) -> Verdict:
@@ -80,7 +83,7 @@ def _of_lists(groups: list[TokenGroup], scores: list[list[float]]) -> Verdict:
         rows.append({"where": group.where, "scores": found, "given": given})
         if ordered:  # a list of equals has no order to get right
             shares.append(sum(ordered) / len(ordered))
-    return Verdict(mean_interval(shares), rows)
+    return Verdict(share_interval(shares) if shares else None, "lists", rows)
 
 
 def _of_steps(groups: list[TokenGroup], scores: list[list[float]]) -> Verdict:
@@ -89,11 +92,11 @@ def _of_steps(groups: list[TokenGroup], scores: list[list[float]]) -> Verdict:
         labels = [label for _, label in group.completions[0].steps]
         rows.append({"where": group.where, "step_scores": found, "labels": labels})
         right += [(score > 0) is label for score, label in zip(found, labels, strict=True)]
-    return Verdict(wilson_interval(sum(right), len(right)), rows)
+    return Verdict(wilson_interval(sum(right), len(right)), "steps", rows)
 
 
 def _refuse_constant(scores: list[float]) -> None:
-    if max(scores) - min(scores) < 1e-6:
+    if len(scores) > 1 and max(scores) - min(scores) < 1e-6:
         raise NumericsError(
             f"the reward model gives everything the score {scores[0]:.4g}",
             where="after training it",

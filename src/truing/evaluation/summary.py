@@ -21,7 +21,7 @@ class Interval(Part):
     low: float
     high: float
     n: int
-    """Independent units (prompts, or pairs) behind it."""
+    """Independent units (prompts; pairs, lists or steps) behind it."""
 
 
 class PolicyResult(Part):
@@ -70,18 +70,26 @@ class StageResult(Part):
 
 
 class RewardModelResult(Part):
-    """The reward model on held-out pairs."""
+    """The reward model on held-out rows."""
 
     stage: str
     accuracy: Interval
     """Share of held-out pairs scored in the annotator's order, with its interval (of scored lists
     the mean share of their pairs, of judged steps the share of steps)."""
+    unit: str = "pairs"
+    """What the accuracy is over: pairs, lists or steps."""
     train_pairs: int
     """Training rows: pairs, scored lists or solutions."""
     test_pairs: int
     """Held-out rows."""
     ceiling: float | None = None
     """Best possible accuracy: a simulated annotator is itself undecided. null for real people."""
+
+    @property
+    def judged(self) -> str:
+        """What the accuracy is a share of, in words."""
+        held_out = f"{self.accuracy.n} held-out {self.unit}"
+        return f"the pairs of {held_out}" if self.unit == "lists" else held_out
 
 
 class SampleCompletion(Part):

@@ -85,6 +85,7 @@ def _reward_models(infos: Mapping[str, RunInfo]) -> list[RewardModelResult]:
             RewardModelResult(
                 stage=name,
                 accuracy=Interval.model_validate(judged["accuracy"]),
+                unit=judged["unit"],
                 train_pairs=judged["train_pairs"],
                 test_pairs=judged["test_pairs"],
                 ceiling=annotated.facts.get("test_ceiling") if annotated else None,
@@ -119,9 +120,10 @@ def verdicts(
 
 def _accuracy_verdict(result: RewardModelResult) -> str:
     share = result.accuracy
+    verb = "judges" if result.unit == "steps" else "orders"
     verdict = (
-        f"The reward model {result.stage} orders {share.mean:.1%} "
-        f"[{share.low:.1%}, {share.high:.1%}] of {share.n} held-out pairs as the annotator did"
+        f"The reward model {result.stage} {verb} {share.mean:.1%} "
+        f"[{share.low:.1%}, {share.high:.1%}] of {result.judged} as the annotator did"
     )
     if result.ceiling is not None:
         verdict += f"; knowing the annotator's own scores would give {result.ceiling:.1%}"

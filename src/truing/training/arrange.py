@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from truing.data.arranging import as_scored, demonstrations, unpaired, with_mismatched
+from truing.data.arranging import as_scored, demonstrations, imitated, unpaired, with_mismatched
 from truing.errors import DataError
 from truing.groups import FinishReason, Group, GroupType, TokenGroup
 
@@ -26,7 +26,7 @@ WAYS: Mapping[str, Mapping[GroupType, Arrange]] = {
         "preference": demonstrations,
         "unpaired": demonstrations,
         "scored": demonstrations,
-        "stepwise": list,
+        "stepwise": demonstrations,
     },
 }
 """What is needed -> type of the rows -> how they come to have it."""
@@ -44,6 +44,14 @@ def check_rows(groups: Sequence[Group], needs: frozenset[str], stage: str, where
     """Raises DataError unless the rows are there, of a type that will do, with what is needed."""
     if not groups:
         raise DataError("no rows to train on", where=where, remedy="check data.path")
+    check_kind(groups, needs, stage, where)
+    check_columns(groups, needs, stage, where)
+    if _wanted(needs) == DEMONSTRATIONS:
+        _check_imitated(groups, where)
+
+
+def check_kind(groups: Sequence[Group], needs: frozenset[str], stage: str, where: str) -> None:
+    """Raises DataError unless rows of this type can be arranged for these needs."""
     ways = WAYS[_wanted(needs)]
     kind = groups[0].type
     if kind not in ways:
@@ -52,22 +60,42 @@ def check_rows(groups: Sequence[Group], needs: frozenset[str], stage: str, where
             where=where,
             remedy="give such rows (docs/recipes.md shows each type), or another method",
         )
+    if "mismatched_C" in needs and all(group.prompt == groups[0].prompt for group in groups):
+        raise DataError(
+            f"stage {stage} needs completions of other prompts, and all prompts are the same",
+            where=where,
+            remedy="give rows with at least two prompts, or a method without a KL baseline",
+        )
+
+
+def check_columns(groups: Sequence[Group], needs: frozenset[str], stage: str, where: str) -> None:
+    """Raises DataError unless every pair has the columns that are read."""
+    pairs = [group for group in groups if group.type == "preference"]
     for column in {"margin_G", "probability_G"} & needs:
         name = column.removesuffix("_G")
-        without = [group for group in groups if group.columns.get(name) is None]
+        without = [group for group in pairs if group.columns.get(name) is None]
         if without:
             raise DataError(
-                f"stage {stage} reads '{name}', and {len(without):,} of {len(groups):,} rows "
+                f"stage {stage} reads '{name}', and {len(without):,} of {len(pairs):,} rows "
                 "have none",
                 where=without[0].where or where,
                 remedy=f"add the column '{name}' to every row, or turn off the field that reads it",
             )
-    answers = [c for group in groups for c in group.completions]
-    if _wanted(needs) == DEMONSTRATIONS and all(
-        answer.finish is FinishReason.LENGTH for answer in answers
-    ):
+
+
+def _check_imitated(groups: Sequence[Group], where: str) -> None:
+    """Raises DataError unless there is an answer to imitate, and one that ends."""
+    chosen = [(group, imitated(group)) for group in groups]
+    answers = [group.completions[best] for group, best in chosen if best is not None]
+    if not answers:
         raise DataError(
-            "every completion was cut before its end: the stop token is never trained",
+            "no answer is left to imitate: all were judged bad, or have a wrong step",
+            where=where,
+            remedy="give rows with good answers, or a method that learns from verdicts or steps",
+        )
+    if all(answer.finish is FinishReason.LENGTH for answer in answers):
+        raise DataError(
+            "every completion to imitate was cut before its end: the stop token is never trained",
             where=where,
             remedy="give rows that end, or draw them with a larger max_completion_length",
         )

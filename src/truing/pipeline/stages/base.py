@@ -26,7 +26,8 @@ class PipelineStage(ABC):
     """One stage, read and checked, not yet run."""
 
     makes: str
-    """What later stages may take from it: 'weights', 'reward', 'groups', 'completions' or ''."""
+    """What later stages may take from it: 'weights', 'reward', 'step rewards', 'groups',
+    'completions' or ''."""
 
     def __init__(self, name: str, config: Stage) -> None:
         self.name, self.config = name, config

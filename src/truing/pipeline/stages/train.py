@@ -10,20 +10,28 @@ import torch
 from torch import Tensor
 
 from truing.batch import Batch, Outputs
-from truing.config import OnPolicy, Sampling
+from truing.config import Offline, OnPolicy, Sampling
 from truing.errors import DataError
 from truing.evaluation.reward_model import judge
 from truing.groups import TokenGroup
 from truing.models import saving
 from truing.models.loading import DTYPES
-from truing.pipeline.context import Context, Split, Tick
+from truing.objectives.base import Objective
+from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
 from truing.rewards.base import Reward
 from truing.rollouts.collect import Rollout, Scorer
 from truing.rollouts.sampler import sample
 from truing.rollouts.scoring import score_groups
 from truing.rundir import RunInfo
-from truing.training.arrange import DEMONSTRATIONS, WAYS, arrange, check_rows
+from truing.training.arrange import (
+    DEMONSTRATIONS,
+    WAYS,
+    arrange,
+    check_columns,
+    check_kind,
+    check_rows,
+)
 from truing.training.build import Built, Inputs, build, sampling_settings
 from truing.training.loop import measure, train
 from truing.training.method import Method, resolve
@@ -38,11 +46,16 @@ class Train(PipelineStage):
     def __init__(self, name: str, method: Method) -> None:
         super().__init__(name, method.training)
         self.method = method
-        self.makes = "reward" if method.objective.trains == "reward" else "weights"
+        self.makes = _makes(method.objective)
 
     @classmethod
     def read(cls, name: str, raw: Mapping[str, Any], where: str) -> Self:
         return cls(name, resolve(name, raw, where))
+
+    @property
+    def _eval_rows(self) -> int:
+        training = self.method.training
+        return training.eval_rows if isinstance(training, Offline) else 0
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -56,11 +69,15 @@ class Train(PipelineStage):
             self._check_rows(context)
 
     def _check_rows(self, context: Context) -> None:
-        """The rows are there, of the right type, and train the stop token somewhere."""
+        """The rows are there, of the right type, and train the stop token somewhere; held-out ones
+        that are measured have the columns that are read."""
         groups = context.groups(self.method.training.data, "train")
         if self.method.credit is None:
             needs = self.method.objective.required
-            check_rows(groups, needs, self.name, context.recipe.data.path)
+            path = context.recipe.data.path
+            check_rows(groups, needs, self.name, path)
+            measured = context.groups(self.method.training.data, "test")[: self._eval_rows]
+            check_columns(measured, needs, self.name, path)
         elif not groups:
             raise DataError("no rows to train on", where=context.where, remedy="check data.path")
 
@@ -80,7 +97,7 @@ class Train(PipelineStage):
         info.facts["first_step_expected"] = self.method.step_zero
         info.facts["precision"] = str(built.dtype).removeprefix("torch.")
         self._keep(context, inputs, built)
-        if self.makes == "reward":
+        if self.method.objective.trains == "reward":
             info.facts["reward_model"] = self._judge(context, inputs, built)
         elif self.method.credit is None:
             self._draw_samples(context, inputs, built)
@@ -91,11 +108,11 @@ class Train(PipelineStage):
         path, revision = context.source(training.from_)
         reward_run, reward = self._reward(context)
         seed = context.seed(self.name, training.seed)
-        train_groups = self._rows(context, "train", seed)
+        train_groups = self._rows(context, seed)
         heldout: list[TokenGroup] = []
         shown: list[TokenGroup] = []
         if self.method.credit is None:
-            heldout = self._rows(context, "test", seed)
+            heldout = self._heldout(context, seed)
         elif "demonstration_C" in self.method.objective.required:
             shown = self._demonstrations(context)
         return Inputs(
@@ -114,16 +131,28 @@ class Train(PipelineStage):
             where=f"stages.{self.name}",
         )
 
-    def _rows(self, context: Context, split: Split, seed: int) -> list[TokenGroup]:
+    def _rows(self, context: Context, seed: int) -> list[TokenGroup]:
         """Prompts for on-policy training, else the rows as the objective learns from them."""
         data = self.method.training.data
         if self.method.credit is not None:
-            return context.encode(context.prompts(data, split))
-        groups = context.groups(data, split)
-        if not groups:
-            return []
+            return context.encode(context.prompts(data, "train"))
+        groups = context.groups(data, "train")
         encoded = context.encode(groups)
         return arrange(encoded, groups[0].type, self.method.objective.required, seed)
+
+    def _heldout(self, context: Context, seed: int) -> list[TokenGroup]:
+        """Held-out rows as the objective learns from them; none, and a line why, if they will not
+        do: other stages may have a use for them."""
+        groups = context.groups(self.method.training.data, "test")
+        if not groups:
+            return []
+        needs = self.method.objective.required
+        try:
+            check_kind(groups, needs, self.name, context.recipe.data.path)
+            return arrange(context.encode(groups), groups[0].type, needs, seed)
+        except DataError as error:
+            context.say(f"{self.name}: held-out rows are left out: {error.what}")
+            return []
 
     def _demonstrations(self, context: Context) -> list[TokenGroup]:
         """The data's own answers, if it has any."""
@@ -167,7 +196,7 @@ class Train(PipelineStage):
         tokenizer = context.tokenizer.tokenizer
         dtype = DTYPES[context.recipe.model.save_dtype]
         policy = built.roles.policy
-        if self.makes == "reward":
+        if self.method.objective.trains == "reward":
             assert policy.score_head is not None
             saving.save_scorer(folder, model, policy.score_head, tokenizer, inputs.stop_id, dtype)
             if built.lora is not None:
@@ -198,9 +227,11 @@ class Train(PipelineStage):
 
         budget = self.method.training.micro_batch_tokens
         verdict = judge(compute, inputs.heldout or inputs.train, budget)
+        accuracy = verdict.accuracy
         context.run(self.name).write_rows("samples/scores.jsonl", verdict.rows)
         return {
-            "accuracy": verdict.accuracy.model_dump() if inputs.heldout else None,
+            "accuracy": accuracy.model_dump() if accuracy and inputs.heldout else None,
+            "unit": verdict.unit,
             "train_pairs": len(inputs.train),
             "test_pairs": len(inputs.heldout),
         }
@@ -220,3 +251,11 @@ class Train(PipelineStage):
             for group in drawn
         ]
         context.run(self.name).write_rows("samples/final.jsonl", rows)
+
+
+def _makes(objective: Objective) -> str:
+    """What others may use the stage for. Scores of steps are read at their ends, those of
+    completions at the last token: one is no substitute for the other."""
+    if objective.trains != "reward":
+        return "weights"
+    return "step rewards" if objective.unit == "steps" else "reward"
