@@ -85,7 +85,7 @@ def _reward_models(infos: Mapping[str, RunInfo]) -> list[RewardModelResult]:
             RewardModelResult(
                 stage=name,
                 accuracy=Interval.model_validate(judged["accuracy"]),
-                unit=judged["unit"],
+                unit=judged.get("unit", "pairs"),
                 train_pairs=judged["train_pairs"],
                 test_pairs=judged["test_pairs"],
                 ceiling=annotated.facts.get("test_ceiling") if annotated else None,
