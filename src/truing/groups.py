@@ -145,6 +145,13 @@ class TokenGroup:
     """Probability that chosen is better than rejected, if that was given."""
 
     @property
+    def scores(self) -> list[float]:
+        """The score of each completion. All must have one: a missing score is never a zero."""
+        found = [c.score for c in self.completions if c.score is not None]
+        assert len(found) == len(self.completions), self.where
+        return found
+
+    @property
     def length(self) -> int:
         """Tokens of the packed group: the prompt once, and every completion."""
         return len(self.prompt_ids) + sum(len(c.ids) for c in self.completions)

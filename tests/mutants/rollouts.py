@@ -89,8 +89,8 @@ MUTANTS = (
     Mutant(
         "silent_groups_are_kept",
         COLLECT,
-        "for completion in group.completions}) > 1",
-        "for completion in group.completions}) > 0",
+        "len(set(group.scores)) > 1",
+        "len(set(group.scores)) > 0",
         COLLECT_TESTS,
         "TRL's dapo loss has no dynamic sampling",
     ),
@@ -119,11 +119,11 @@ MUTANTS = (
         "ties decided by the order of a sort",
     ),
     Mutant(
-        "kl_of_best_of_n_without_its_second_term",
+        "best_of_n_picks_the_worst",
         BEST,
-        "    return math.log(n) - (n - 1) / n",
-        "    return math.log(n)",
+        "    return max(range(len(scores))",
+        "    return min(range(len(scores))",
         COLLECT_TESTS,
-        "log n reported as the KL of Best-of-n",
+        "a reward whose sign is turned round",
     ),
 )

@@ -8,8 +8,9 @@ import torch
 from small_groups import random_groups
 from truing.data.packing import pack
 from truing.errors import NumericsError
+from truing.exact import kl_bound
 from truing.groups import TokenCompletion, TokenGroup
-from truing.rollouts.best_of_n import best, kl_bound
+from truing.rollouts.best_of_n import best
 from truing.rollouts.collect import Collector, ScoreNormalizer
 from truing.rollouts.credit.gae import GAE
 

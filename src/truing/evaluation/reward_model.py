@@ -73,7 +73,7 @@ def _of_pairs(groups: list[TokenGroup], scores: list[list[float]]) -> Verdict:
 def _of_lists(groups: list[TokenGroup], scores: list[list[float]]) -> Verdict:
     rows, shares = [], []
     for group, found in zip(groups, scores, strict=True):
-        given = [completion.score or 0.0 for completion in group.completions]
+        given = group.scores
         ordered = [
             mine > other
             for mine, better in zip(found, given, strict=True)

@@ -188,7 +188,7 @@ class Collector:
         batch = pack(micro).to(self.device)
         logps_N, values_N = self.measure(batch)
         if self.credit.wants_greedy:
-            baselines = [group.baseline or 0.0 for group in micro for _ in group.completions]
+            baselines = [group.baseline for group in micro for _ in group.completions]
             batch = batch.with_columns(baseline_C=torch.tensor(baselines, device=self.device))
         return batch.with_columns(
             sampled_logps_N=logps_N,
@@ -234,7 +234,7 @@ class Collector:
 
 
 def _raw_scores(groups: Sequence[TokenGroup]) -> Tensor:
-    return torch.tensor([c.score or 0.0 for group in groups for c in group.completions])
+    return torch.tensor([score for group in groups for score in group.scores])
 
 
 def _flags(batch: Batch, *, value: bool) -> Tensor:
@@ -243,7 +243,7 @@ def _flags(batch: Batch, *, value: bool) -> Tensor:
 
 def _differs(group: TokenGroup) -> bool:
     """Whether the scores of a group say anything."""
-    return len({completion.score for completion in group.completions}) > 1
+    return len(set(group.scores)) > 1
 
 
 def _with_scores(group: TokenGroup, scores: list[float]) -> TokenGroup:

@@ -8,11 +8,12 @@ from typing import Any, Self
 
 from truing.config import BestOfN, check
 from truing.evaluation.policy import per_completion
+from truing.exact import kl_bound
 from truing.groups import TokenGroup
 from truing.models.roles import load_reward_network
 from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
-from truing.rollouts.best_of_n import best, kl_bound
+from truing.rollouts.best_of_n import best
 from truing.rollouts.sampler import sample
 from truing.rollouts.scoring import score_groups
 from truing.rundir import RunInfo
