@@ -85,7 +85,7 @@ def test_sampler_and_trainer_disagreement_is_measured():
 
 def test_best_of_n_picks_the_first_best_and_states_its_bound():
     assert best([0.0, 3.0, 3.0, -1.0]) == 1
-    # table of spec 2.1: log n - (n - 1)/n
+    # log n - (n - 1)/n
     for n, bound in {1: 0.0, 2: 0.193147, 4: 0.636294, 8: 1.204442, 64: 3.174508}.items():
         assert kl_bound(n) == pytest.approx(bound, abs=1e-6)
 
