@@ -2,11 +2,11 @@
 
 Index letters, used as name suffixes everywhere:
 
-    R packed rows · T positions of a row · N predicted (completion) tokens of the batch, flat ·
+    T tokens of the batch, all groups one after another · N predicted (completion) tokens ·
     C completions · G groups · S labelled reasoning steps · V vocabulary · H hidden size
 
-A column without a letter is one number for the whole optimizer step. Nothing over N, C or G is
-padded: a masked slot cannot leak into a mean that has no masked slots.
+A column without a letter is one number for the whole optimizer step. Nothing is padded: a masked
+slot cannot cost time, nor leak into a mean, where there are no masked slots.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COLUMNS: Mapping[str, Column] = {
         "1 for another row's completion, there only to estimate KL", "bool", "the loader"
     ),
     "step_end_S": Column(
-        "flat index (into R*T) of the last token of each labelled step", "index", "stepwise rows"
+        "index (into T) of the last token of each labelled step", "index", "stepwise rows"
     ),
     "step_label_S": Column("1 if that step is right", "bool", "stepwise rows"),
     "finished_C": Column("1 if the completion ends with the stop token", "bool", "packing"),
@@ -77,24 +77,24 @@ COLUMNS: Mapping[str, Column] = {
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Packed groups, each prompt stored once.
+    """Groups one after another, each prompt stored once and followed by its completions.
 
     Attention rule: query q sees key k iff they are of the same group, k is not after q, and k's
     branch is 0 (the prompt) or q's own. Positions of every completion restart after its prompt.
     """
 
-    tokens_RT: Tensor
-    """Token ids. Padding holds any valid id and is never seen: its group is -1."""
-    positions_RT: Tensor
-    group_RT: Tensor
-    """Which group of the batch, -1 for padding."""
-    branch_RT: Tensor
+    tokens_T: Tensor
+    """Token ids."""
+    positions_T: Tensor
+    group_T: Tensor
+    """Which group of the batch."""
+    branch_T: Tensor
     """0 for the prompt, 1..k for its completions."""
     source_N: Tensor
-    """Flat index (into R*T) of the hidden state that predicts token n. The prompt's last state
+    """Index (into T) of the hidden state that predicts token n. The prompt's last state
     predicts the first token of every completion."""
     target_N: Tensor
-    """Flat index (into R*T) of token n itself."""
+    """Index (into T) of token n itself."""
     completion_N: Tensor
     """Which completion token n belongs to."""
     group_C: Tensor
@@ -113,6 +113,10 @@ class Batch:
         return name in self.columns
 
     @property
+    def size_T(self) -> int:
+        return self.tokens_T.numel()
+
+    @property
     def size_N(self) -> int:
         return self.source_N.numel()
 
@@ -127,7 +131,7 @@ class Batch:
     @property
     def token_ids_N(self) -> Tensor:
         """The predicted token ids."""
-        return self.tokens_RT.flatten()[self.target_N]
+        return self.tokens_T[self.target_N]
 
     @property
     def lengths_C(self) -> Tensor:
@@ -149,7 +153,7 @@ class Batch:
     def keep(self, kept_C: Tensor) -> Batch:
         """Without the completions where `kept_C` is false: they are not predicted any more.
 
-        They stay in the rows (and cost what they cost there). Columns over C and N follow;
+        They stay among the tokens (and cost what they cost there). Columns over C and N follow;
         indices into C (pairs) cannot, so a batch with a choice is refused with KeyError.
         """
         if "chosen_G" in self:

@@ -22,15 +22,15 @@ def test_no_group_is_lost_and_budgets_hold(seed, count, budget):
     assert sorted(id(g) for part in parts for g in part) == sorted(map(id, groups))
     for part in parts:
         batch = pack(part)
-        assert int((batch.group_RT >= 0).sum()) == sum(g.length for g in part)
+        assert batch.size_T == sum(g.length for g in part)
         if len(part) > 1:
-            assert batch.tokens_RT.numel() <= budget
+            assert batch.size_T <= budget
 
 
 def test_the_batch_says_what_the_groups_say():
     groups = random_groups(3, 5, 3)
     batch = pack(groups)
-    flat = batch.tokens_RT.flatten()
+    flat = batch.tokens_T
     expected = [i for g in groups for c in g.completions for i in c.ids]
     assert flat[batch.target_N].tolist() == expected
     assert batch.lengths_C.tolist() == [len(c.ids) for g in groups for c in g.completions]
@@ -39,7 +39,7 @@ def test_the_batch_says_what_the_groups_say():
     starts = [0, *(batch.last_C + 1).tolist()[:-1]]
     for start, group in zip(starts[::3], groups, strict=True):
         assert flat[batch.source_N[start]] == group.prompt_ids[-1]
-    prompt_tokens = int(((batch.branch_RT == 0) & (batch.group_RT >= 0)).sum())
+    prompt_tokens = int((batch.branch_T == 0).sum())
     assert prompt_tokens == sum(len(g.prompt_ids) for g in groups)
 
 
@@ -71,9 +71,9 @@ def test_steps_are_found_in_the_rows_wherever_their_group_lands():
         for length in (1, 5, 2)
     ]
     batch = pack(groups)
-    flat = batch.tokens_RT.flatten()
+    flat = batch.tokens_T
     assert flat[batch["step_end_S"]].tolist() == [5, 7] * 3
-    assert batch.group_RT.flatten()[batch["step_end_S"]].tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch.group_T[batch["step_end_S"]].tolist() == [0, 0, 1, 1, 2, 2]
     assert batch["step_label_S"].tolist() == [True, False] * 3
     assert batch["step_end_S"].tolist() != pack(groups[::-1])["step_end_S"].tolist()
 

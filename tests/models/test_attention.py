@@ -32,10 +32,8 @@ def tensors(dtype, keys=9, seed=0):
     return made, visible | torch.eye(keys, dtype=torch.bool)
 
 
-@pytest.mark.parametrize("written_out", [True, False])
 @pytest.mark.parametrize("scale", [None, 0.05, 1.7])
-def test_it_is_the_definition_at_any_scale(scale, written_out, monkeypatch):
-    monkeypatch.setattr(attention, "WRITTEN_OUT_TOKENS", 256 if written_out else 0)
+def test_it_is_the_definition_at_any_scale(scale):
     made, visible = tensors(torch.float64)
     mixed, _ = attention.attend(torch.nn.Identity(), **made, attention_mask=visible, scaling=scale)
     expected = by_definition(**made, visible=visible, scale=scale or SIZE**-0.5)

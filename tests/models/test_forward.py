@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from layouts import seen_TT
 from small_groups import random_groups
 from truing.data.packing import micro_batches, pack
-from truing.models import loading, tiny
-from truing.models.attention import shared_prompt_mask
+from truing.models import loading, shared_prompts, tiny
 from truing.models.forward import hidden_states, takes_shared_prompts, unshared_hidden_states
 from truing.models.logprobs import token_logprobs
+from truing.models.shared_prompts import SharedPrompts
 from truing.models.network import Network
 
 
@@ -90,28 +91,28 @@ def _llama():
     return _MODELS["llama"]
 
 
-def test_mask_follows_the_rule_entry_by_entry():
-    batch = pack(random_groups(seed=1, groups=3, completions=2, longest=3))
-    mask = shared_prompt_mask(batch)[:, 0]
-    rows, width = batch.tokens_RT.shape
-    for r in range(rows):
-        for q in range(width):
-            for k in range(width):
-                group_q, group_k = int(batch.group_RT[r, q]), int(batch.group_RT[r, k])
-                branch_q, branch_k = int(batch.branch_RT[r, q]), int(batch.branch_RT[r, k])
-                sees = (group_q == group_k >= 0 and k <= q and branch_k in (0, branch_q)) or q == k
-                assert bool(mask[r, q, k]) is sees, (r, q, k)
+@pytest.mark.parametrize(("longest_segment", "free"), [(128, 4096), (3, 0), (2, 40)])
+def test_the_layout_follows_the_rule_entry_by_entry(longest_segment, free, monkeypatch):
+    """However the queries are cut into segments, and segments put together in blocks."""
+    monkeypatch.setattr(shared_prompts, "SEGMENT_QUERIES", longest_segment)
+    monkeypatch.setattr(shared_prompts, "FREE_SCORES", free)
+    batch = pack(random_groups(seed=1, groups=4, completions=3, longest=7))
+    seen = seen_TT(SharedPrompts(batch), batch.size_T)
+    group, branch = batch.group_T.tolist(), batch.branch_T.tolist()
+    for q in range(batch.size_T):
+        for k in range(batch.size_T):
+            sees = group[q] == group[k] and k <= q and branch[k] in (0, branch[q])
+            assert bool(seen[q, k]) is sees, (q, k)
 
 
-def test_what_stands_in_padding_and_in_other_branches_is_never_seen():
+def test_what_stands_in_other_branches_is_never_seen():
     model = _llama()
     batch = pack(random_groups(seed=8, groups=5, completions=2))
     logps_N, _ = weighted_logps(model, batch, hidden_states(trunk_of(model), batch))
-    tokens = batch.tokens_RT.clone()
-    tokens[batch.group_RT < 0] = 77
+    tokens = batch.tokens_T.clone()
     last = batch.target_N[batch.last_C]  # nothing comes after a last token
-    tokens.flatten()[last] = 99
-    changed = type(batch)(**{**_fields(batch), "tokens_RT": tokens})
+    tokens[last] = 99
+    changed = type(batch)(**{**_fields(batch), "tokens_T": tokens})
     states = hidden_states(trunk_of(model), changed)
     others = torch.ones(batch.size_N, dtype=torch.bool)
     others[batch.last_C] = False

@@ -28,11 +28,11 @@ def make_batch(
 ) -> Batch:
     """Completions of these lengths; by default each is a group of its own."""
     completion_N = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    blank_RT = torch.zeros(1, len(completion_N) + 1, dtype=torch.long)
+    blank_T = torch.zeros(len(completion_N) + 1, dtype=torch.long)
     index_N = torch.arange(len(completion_N))
     group_C = torch.tensor(list(groups if groups is not None else range(len(lengths))))
     batch = Batch(
-        blank_RT, blank_RT, blank_RT, blank_RT, index_N, index_N + 1, completion_N, group_C
+        blank_T, blank_T, blank_T, blank_T, index_N, index_N + 1, completion_N, group_C
     )
     kinds = dict.fromkeys(INDICES, torch.long) | dict.fromkeys(FLAGS, torch.bool)
     return batch.with_columns(

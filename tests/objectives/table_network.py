@@ -15,11 +15,13 @@ from typing import Any
 
 import tiny_language as tiny
 import torch
+from layouts import seen_TT
 from torch import Tensor, nn
 
 from truing.models.heads import ScalarHead
 from truing.models.network import Network
 from truing.models.roles import Roles
+from truing.models.shared_prompts import SharedPrompts
 
 KINDS = 2
 FIRST_PROMPT_ID = 3
@@ -49,21 +51,24 @@ def row_of(kind: int, words: tuple[int, ...]) -> int:
 
 
 class TableTrunk(nn.Module):
-    """Ids, positions and a mask to one-hot states."""
+    """Ids, positions and a layout to one-hot states."""
 
     def __init__(self) -> None:
         super().__init__()
         self.config = SimpleNamespace(model_type="table")
-        self.poisoned_RT: Tensor | None = None
-        """Positions whose state is NaN: whoever reads one shows it."""
         self.state_of_code = torch.zeros(64, dtype=torch.long)
         for words, state in STATE.items():
             self.state_of_code[_code(words)] = state
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, use_cache: bool
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        use_cache: bool,
+        layout: SharedPrompts,
     ) -> Any:
-        visible = attention_mask[:, 0]
+        visible = seen_TT(layout, input_ids.shape[1])[None]
         word = input_ids < FIRST_PROMPT_ID
         prompt_length = (visible & ~word[:, None]).sum(-1)
         place = (position_ids[:, None] - prompt_length[:, :, None]).clamp(0, 2)
@@ -72,8 +77,6 @@ class TableTrunk(nn.Module):
         kind = ((input_ids - FIRST_PROMPT_ID).clamp(0) * (position_ids == 0))[:, None] * visible
         row = kind.amax(-1).clamp(max=KINDS - 1) * len(BEGINNINGS) + self.state_of_code[code]
         states = nn.functional.one_hot(row, KINDS * len(BEGINNINGS)).float()
-        if self.poisoned_RT is not None:
-            states[self.poisoned_RT] = torch.nan
         return SimpleNamespace(last_hidden_state=states)
 
 

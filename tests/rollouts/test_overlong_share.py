@@ -12,9 +12,9 @@ from truing.rollouts.credit.group import GroupCredit
 def scored_batch(lengths: list[int], score: float) -> Batch:
     """Each completion a group of its own, on its reference."""
     completion_N = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    blank_RT = torch.zeros(1, len(completion_N) + 1, dtype=torch.long)
+    blank_T = torch.zeros(len(completion_N) + 1, dtype=torch.long)
     index_N = torch.arange(len(completion_N))
-    layout = (blank_RT, blank_RT, blank_RT, blank_RT, index_N, index_N + 1, completion_N)
+    layout = (blank_T, blank_T, blank_T, blank_T, index_N, index_N + 1, completion_N)
     return Batch(*layout, group_C=torch.arange(len(lengths))).with_columns(
         scores_C=torch.full((len(lengths),), score),
         finished_C=torch.ones(len(lengths), dtype=torch.bool),

@@ -1,10 +1,10 @@
 """Batch to hidden states. Two ways that agree to rounding.
 
-`shared`: one pass over packed rows under the shared-prompt mask: the prompt is computed once.
+`shared`: one pass over all tokens, each prompt computed once and seen by its completions.
 `unshared`: one completion a row, right padded, the model's own attention: the oracle, and the
-way for models whose attention cannot take a mask (a sliding window shorter than the text).
+way for models whose attention cannot be told what to see (a sliding window shorter than the text).
 
-    R packed rows · T positions · N predicted tokens · H hidden size
+    T tokens · N predicted tokens · C completions · H hidden size
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from truing.batch import Batch
-from truing.models.attention import shared_prompt_mask
+from truing.models.attention import no_mask
+from truing.models.shared_prompts import SharedPrompts
 
 
 def hidden_states(trunk: nn.Module, batch: Batch) -> Tensor:
-    """Final hidden state of every packed position, flat: [R*T, H]."""
-    if not takes_shared_prompts(trunk.config, int(batch.positions_RT.max()) + 1):
+    """Final hidden state of every token: [T, H]."""
+    if not takes_shared_prompts(trunk.config, int(batch.positions_T.max()) + 1):
         return unshared_hidden_states(trunk, batch)
     output = trunk(
-        input_ids=batch.tokens_RT,
-        attention_mask=shared_prompt_mask(batch),
-        position_ids=batch.positions_RT,
+        input_ids=batch.tokens_T[None],
+        attention_mask=no_mask(batch.tokens_T.device),
+        position_ids=batch.positions_T[None],
         use_cache=False,
+        layout=SharedPrompts(batch),
     )
-    hidden: Tensor = output.last_hidden_state
-    return hidden.flatten(0, 1)
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden
 
 
 def takes_shared_prompts(config: Any, positions: int) -> bool:
@@ -56,26 +58,26 @@ def unshared_hidden_states(trunk: nn.Module, batch: Batch) -> Tensor:
     """
     rows = [_row_of(batch, completion) for completion in range(batch.size_C)]
     width = max(row.numel() for row in rows)
-    device = batch.tokens_RT.device
+    device = batch.tokens_T.device
     places = torch.full((len(rows), width), -1, device=device)
     for index, row in enumerate(rows):
         places[index, : row.numel()] = row
     real = places >= 0
     output = trunk(
-        input_ids=batch.tokens_RT.flatten()[places.clamp(min=0)],
+        input_ids=batch.tokens_T[places.clamp(min=0)],
         attention_mask=real.long(),
         use_cache=False,
     )
     states = output.last_hidden_state
-    flat = states.new_zeros(batch.tokens_RT.numel(), states.shape[-1])
+    flat = states.new_zeros(batch.size_T, states.shape[-1])
     return _average_copies(flat, places[real], states[real])
 
 
 def _row_of(batch: Batch, completion: int) -> Tensor:
-    """Flat positions of a completion's prompt and of itself, in order."""
+    """Where a completion's prompt and the completion itself are, in order."""
     target = batch.target_N[batch.completion_N == completion]
-    group = batch.group_RT.flatten() == batch.group_C[completion]
-    prompt = torch.nonzero(group & (batch.branch_RT.flatten() == 0))[:, 0]
+    group = batch.group_T == batch.group_C[completion]
+    prompt = torch.nonzero(group & (batch.branch_T == 0))[:, 0]
     return torch.cat([prompt, target])
 
 

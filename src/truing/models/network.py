@@ -1,6 +1,6 @@
 """One transformer trunk and what reads it: the language-model head, a reward, a value.
 
-R packed rows · T positions · N predicted tokens · C completions · S judged steps · H hidden size
+T tokens · N predicted tokens · C completions · S judged steps · H hidden size
 """
 
 from __future__ import annotations

@@ -45,12 +45,12 @@ LOGPS_N = [-0.5, -1.0, -1.5, -0.25, -2.0]
 def stated_point() -> tuple[Batch, Outputs]:
     """The batch of this module's table, float64, with every column an author may need."""
     index_N = torch.arange(5)
-    blank_RT = torch.zeros(1, 6, dtype=torch.long)
+    blank_T = torch.zeros(6, dtype=torch.long)
     batch = Batch(
-        tokens_RT=blank_RT,
-        positions_RT=blank_RT,
-        group_RT=blank_RT,
-        branch_RT=blank_RT,
+        tokens_T=blank_T,
+        positions_T=blank_T,
+        group_T=blank_T,
+        branch_T=blank_T,
         source_N=index_N,
         target_N=index_N + 1,
         completion_N=torch.tensor([0, 0, 1, 1, 1]),

@@ -36,7 +36,7 @@ def train(
             continue
         metrics = step(work.micro_batches, work.metrics)
         number = step.taken
-        tokens += sum(int((batch.group_RT >= 0).sum()) for batch in work.micro_batches)
+        tokens += sum(batch.size_T for batch in work.micro_batches)
         if evaluate is not None and number in (-(-total // 2), total):
             metrics |= evaluate()
         metrics |= {"tokens": tokens, "seconds": round(time.monotonic() - started, 3)}

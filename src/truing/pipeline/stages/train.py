@@ -173,7 +173,7 @@ class Train(PipelineStage):
 
         def by_text(batch: Batch, groups: Any) -> Tensor:
             scores = score_groups(reward, groups, context.readable)
-            return torch.tensor(scores, device=batch.tokens_RT.device)
+            return torch.tensor(scores, device=batch.tokens_T.device)
 
         return None, by_text
 
