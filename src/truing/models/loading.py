@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from truing.errors import ModelError, UnsafeFileError
-from truing.models import attention, tiny
+from truing.models import allocator, attention, tiny
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -86,6 +86,7 @@ def check_folder(folder: Path) -> None:
 def load_causal(path: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
     """A causal language model with our attention, in eval mode. `path` as `resolve` gave it."""
     attention.register()
+    allocator.keep_freed_memory()
     if path.startswith(tiny.PREFIX):
         return tiny.random_model(path.removeprefix(tiny.PREFIX), dtype, attention.NAME)
     return _load(AutoModelForCausalLM, path, dtype, revision)
@@ -94,6 +95,7 @@ def load_causal(path: str, dtype: torch.dtype, revision: str | None = None) -> P
 def load_scorer(path: str, dtype: torch.dtype) -> PreTrainedModel:
     """A one-label sequence classifier (a reward model) with our attention, in eval mode."""
     attention.register()
+    allocator.keep_freed_memory()
     model = _load(transformers.AutoModelForSequenceClassification, path, dtype, None)
     if model.config.num_labels != 1:
         raise ModelError(
