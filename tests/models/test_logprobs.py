@@ -20,7 +20,7 @@ def case(tokens, seed=0, dtype=torch.float64):
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
 @pytest.mark.parametrize("tokens", [1, 4, 5, 13])
 def test_equals_log_softmax(tokens, temperature, monkeypatch):
-    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 4)
+    monkeypatch.setitem(logprobs.TILE_LOGITS, "cpu", 4 * tokens)
     hidden, weight, target = case(tokens)
     weights = torch.linspace(-1, 2, tokens, dtype=torch.float64)
     found, entropy = token_logprobs(hidden, weight, target, temperature)
@@ -38,7 +38,7 @@ def test_equals_log_softmax(tokens, temperature, monkeypatch):
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
 @pytest.mark.parametrize("tokens", [0, 1, 4, 13])
 def test_collision_is_the_log_of_the_summed_squares(tokens, temperature, monkeypatch):
-    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 4)
+    monkeypatch.setitem(logprobs.TILE_LOGITS, "cpu", 4 * tokens)
     hidden, weight, target = case(tokens)
     probs = torch.softmax(hidden @ weight.T / temperature, -1)
     plain = token_statistics(hidden, weight, target, temperature)
