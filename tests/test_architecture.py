@@ -18,7 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = {
     0: {"errors", "groups", "batch", "ops", "registry"},
-    1: {"config", "rundir", "data", "models", "objectives", "rewards", "exact"},
+    1: {"config", "rundir", "data", "models", "objectives", "rewards", "planning", "exact"},
     2: {"rollouts"},
     3: {"training", "evaluation"},
     4: {"pipeline"},
@@ -36,6 +36,7 @@ TORCH_FREE = (
     "truing.cli",
     "truing.objectives",
     "truing.rewards",
+    "truing.planning.flops",
     "truing.data.readers",
     "truing.data.formats",
     "truing.data.splits",

@@ -122,6 +122,7 @@ def stages() -> list[StageResult]:
             steps=steps,
             tokens=tokens,
             tokens_per_second=speed,
+            fraction_of_arithmetic_limit=0.38 if steps else None,
             model_copies=1,
             peak_memory_bytes=int((2.94 if name == "ppo" else 1.61) * GIB),
         )

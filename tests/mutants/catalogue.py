@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     credit,
+    engine,
     exact,
     listwise_and_unpaired,
     models,
@@ -23,6 +24,7 @@ ROOMS = (
     models,
     training,
     wiring,
+    engine,
     rollouts,
     credit,
     policy_gradient,

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
-
 import pytest
-from rich.console import Console
 
-from truing.config import check_recipe
 from truing.errors import DataError, UsageError
-from truing.pipeline.run import run_recipe
 from truing.rundir import RunDirectory
 
 PAIRS = [{"prompt": f"p{i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(4)]
@@ -18,32 +12,6 @@ PROMPTS = [{"prompt": "q1"}, {"prompt": "q2"}]
 VERDICTS = [{"prompt": f"p{i}", "completion": f"c{i}", "label": i % 2 == 0} for i in range(4)]
 STEPS = [{"prompt": f"p{i}", "completions": ["a", "b"], "labels": [True, False]} for i in range(4)]
 ONE_PROMPT = [row | {"prompt": "p"} for row in VERDICTS]
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Train on rows, with others held out. Returns (output folder, what was said)."""
-
-    def run(train, test, **stages):
-        data = {}
-        for name, rows in {"path": train, "test_path": test}.items():
-            file = tmp_path / f"{name}.jsonl"
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            data[name] = str(file)
-        raw = {
-            "name": "small",
-            "output": str(tmp_path / "out"),
-            "model": {"path": "random:llama", "dtype": "float32"},
-            "data": data,
-            "stages": {name: {"max_steps": 1} | stage for name, stage in stages.items()},
-        }
-        said = io.StringIO()
-        recipe = check_recipe(raw, "recipe")
-        console = Console(file=said, width=200)
-        output = run_recipe(recipe, where="recipe", resume=False, overwrite=False, console=console)
-        return output, said.getvalue()
-
-    return run
 
 
 @pytest.mark.parametrize(

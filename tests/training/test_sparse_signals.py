@@ -78,7 +78,7 @@ def test_a_run_whose_later_prompts_are_all_solved_keeps_what_it_learnt(tmp_path)
         return share if len(calls) <= 1 else torch.ones(batch.size_C)
 
     stage = on_policy("dapo", solved_later, dynamic_rounds=1, num_generations=2)
-    train(stage.step, stage.source, RunDirectory(tmp_path), lambda *_: None)
+    train(stage.step, stage.source, RunDirectory(tmp_path), lambda *_: None, stage.meter)
     rows = RunDirectory(tmp_path).metrics()
     assert stage.step.taken == 2
     assert [row["step"] for row in rows] == [1, 2, 2, 2]
@@ -90,7 +90,7 @@ def test_a_run_without_a_single_step_is_an_error(tmp_path):
         "grpo", lambda b, _: b.lengths_C.float(), overlong_filter=True, max_completion_length=1
     )
     with pytest.raises(RolloutError, match="no step was taken"):
-        train(stage.step, stage.source, RunDirectory(tmp_path), lambda *_: None)
+        train(stage.step, stage.source, RunDirectory(tmp_path), lambda *_: None, stage.meter)
 
 
 def test_the_first_ratio_is_exactly_1_after_completions_were_filtered():

@@ -65,6 +65,9 @@ class StageResult(Part):
     steps: int
     tokens: int
     tokens_per_second: float | None
+    fraction_of_arithmetic_limit: float | None = None
+    """Of a training stage: the time its operations take at the least, at the machine's own rate of
+    matrix products, over the time its loop took."""
     model_copies: float | None
     peak_memory_bytes: int | None
 

@@ -125,6 +125,10 @@ COST = (
     "Wall-clock time of the stage (Best-of-N: of drawing and scoring).",
     "Tokens the stage computed or drew, divided by its time.",
 )
+LIMIT = (
+    "Percent: how fast its loop was, where 100 would be the least possible operations at the rate "
+    "of this machine's matrix products."
+)
 
 
 def policy_grid(summary: Summary) -> Grid:
@@ -192,11 +196,18 @@ def stage_grid(summary: Summary) -> Grid:
         Column("steps", "Optimizer updates.", lambda s: Cell(number(s.steps, 0))),
         Column("tokens", "Tokens computed or drawn.", lambda s: Cell(number(s.tokens, 0))),
         Column("wall time", COST[2], lambda s: Cell(duration(s.wall_seconds))),
-        Column("tokens/s", COST[3], lambda s: Cell(number(s.tokens_per_second, 0))),
+        Column("tokens/s", f"{COST[3]} {LIMIT}", _stage_speed),
         Column("model copies", COST[0], lambda s: Cell(copies(s.model_copies))),
         Column("peak memory", COST[1], lambda s: Cell(memory(s.peak_memory_bytes))),
     ]
     return Grid(columns, [[c.cell(s) for c in columns] for s in summary.stages])
+
+
+def _stage_speed(stage: StageResult) -> Cell:
+    """Tokens a second; of a training stage also how near its loop came to the limit."""
+    fraction = stage.fraction_of_arithmetic_limit
+    note = "" if fraction is None else f"{percent(fraction, 0)} %"
+    return Cell(number(stage.tokens_per_second, 0), note)
 
 
 def policy_table(summary: Summary, width: int = 80) -> Table:

@@ -69,6 +69,9 @@ def _stage(info: RunInfo) -> StageResult:
         steps=info.steps,
         tokens=info.tokens,
         tokens_per_second=info.tokens / seconds if seconds else None,
+        fraction_of_arithmetic_limit=info.facts.get("speed", {}).get(
+            "fraction_of_arithmetic_limit"
+        ),
         model_copies=info.model_copies,
         peak_memory_bytes=info.peak_memory_bytes,
     )

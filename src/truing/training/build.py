@@ -27,6 +27,7 @@ from truing.models.roles import Roles, attach_reward_adapter, load_reward_networ
 from truing.rollouts.collect import Collector, Rollout, ScoreNormalizer, Scorer
 from truing.rollouts.sampler import SamplingSettings, sample
 from truing.training import contract
+from truing.training.meter import Meter
 from truing.training.method import Method
 from truing.training.optim import MasterWeights, make_optimizer, make_schedule
 from truing.training.sources import Offline, OnPolicy, Source
@@ -68,6 +69,8 @@ class Built:
     heldout: list[Batch]
     device: torch.device
     dtype: torch.dtype
+    meter: Meter
+    """Counts what the step and the source compute; the loop starts it."""
 
 
 def build(method: Method, inputs: Inputs) -> Built:
@@ -78,17 +81,21 @@ def build(method: Method, inputs: Inputs) -> Built:
     roles, lora = _roles(method, inputs, device, dtype)
     trainable = roles.policy.trainable(objective.trains)
     masters = MasterWeights(trainable)
+    meter = Meter()
 
     def compute(batch: Batch) -> Outputs:
+        kind = "train" if torch.is_grad_enabled() else "forward"
+        meter.add(kind, batch, logits=objective.trains != "reward")
         return roles.outputs(batch, objective.trains, objective.extra_outputs)
 
     def complete(batch: Batch) -> Batch:
         batch = batch.to(device)
         if "reference_logps_N" in objective.required:
+            meter.add("reference", batch)
             batch = batch.with_columns(reference_logps_N=roles.reference_logps(batch))
         return batch
 
-    source = _source(method, inputs, roles, complete, device)
+    source = _source(method, inputs, roles, complete, device, meter)
     optimizer = make_optimizer(masters, training.learning_rate, training.weight_decay)
 
     def before_first_update(metrics: dict[str, float], batches: Sequence[Batch]) -> None:
@@ -111,7 +118,7 @@ def build(method: Method, inputs: Inputs) -> Built:
         before_first_update=before_first_update,
         after_update=_moving_reference(method, roles, heldout),
     )
-    return Built(step, source, roles, lora, heldout, device, dtype)
+    return Built(step, source, roles, lora, heldout, device, dtype, meter)
 
 
 def _moving_reference(
@@ -216,6 +223,7 @@ def _source(
     roles: Roles,
     complete: Callable[[Batch], Batch],
     device: torch.device,
+    meter: Meter,
 ) -> Source:
     training = method.training
     if method.credit is None:
@@ -231,7 +239,7 @@ def _source(
     assert isinstance(training, config.OnPolicy)
     return OnPolicy(
         prompts=inputs.train,
-        collector=_collector(method, training, inputs, roles, device),
+        collector=_collector(method, training, inputs, roles, device, meter),
         on_rollout=inputs.on_rollout,
         prompts_per_rollout=training.rollout_batch_size,
         completions_per_prompt=training.num_generations,
@@ -258,27 +266,35 @@ def _collector(
     inputs: Inputs,
     roles: Roles,
     device: torch.device,
+    meter: Meter,
 ) -> Collector:
-    settings = sampling_settings(training, inputs.stop_id)
+    settings, per_prompt = sampling_settings(training, inputs.stop_id), training.num_generations
     assert method.credit is not None
 
     def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
-        return sample(
-            roles.policy, prompts, settings, completions=training.num_generations, seed=seed
+        return meter.drawing(
+            lambda: sample(roles.policy, prompts, settings, completions=per_prompt, seed=seed)
         )
 
     @torch.no_grad()
     def measure(batch: Batch) -> tuple[Tensor, Tensor]:
+        meter.add("forward", batch)
         outputs = roles.outputs(batch, method.objective.trains, method.objective.extra_outputs)
         assert outputs.logps_N is not None
         values_N = outputs.values_N
         return outputs.logps_N, torch.zeros_like(outputs.logps_N) if values_N is None else values_N
 
+    def reference_logps(batch: Batch) -> Tensor:
+        meter.add("reference", batch)
+        return roles.reference_logps(batch)
+
     def network_score(batch: Batch, _: Sequence[TokenGroup]) -> Tensor:
+        meter.add("reward", batch, logits=False)
         return roles.reward_scores(batch)
 
     def draw_greedy(prompts: Sequence[TokenGroup]) -> list[TokenGroup]:
-        return sample(roles.policy, prompts, replace(settings, temperature=0.0), seed=0)
+        greedy = replace(settings, temperature=0.0)
+        return meter.drawing(lambda: sample(roles.policy, prompts, greedy, seed=0))
 
     demonstrations = None
     if "demonstration_C" in method.objective.required:
@@ -293,7 +309,7 @@ def _collector(
     return Collector(
         draw=draw,
         measure=measure,
-        reference_logps=roles.reference_logps,
+        reference_logps=reference_logps,
         score=inputs.reward or network_score,
         normalize=ScoreNormalizer(training.score_normalization == "reference"),
         credit=method.credit,

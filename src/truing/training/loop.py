@@ -10,6 +10,7 @@ import torch
 from truing.batch import Batch, combine
 from truing.errors import RolloutError
 from truing.rundir import RunDirectory
+from truing.training.meter import Meter
 from truing.training.sources import Source
 from truing.training.step import Step
 
@@ -18,30 +19,39 @@ Tick = Callable[[int, int, Mapping[str, float]], None]
 
 
 def train(
-    step: Step, source: Source, run: RunDirectory, tick: Tick, evaluate: Evaluate | None = None
+    step: Step,
+    source: Source,
+    run: RunDirectory,
+    tick: Tick,
+    meter: Meter,
+    evaluate: Evaluate | None = None,
 ) -> int:
     """Take every step of the source; append its metrics; tell the progress bar. Returns tokens.
 
     With `evaluate`, held-out numbers are measured before the first step, halfway and at the end.
+    `meter` is started anew, and stopped at the end.
     Raises RolloutError when no rollout left anything to learn from.
     """
     total = source.total_steps
     tokens = 0
-    started = time.monotonic()
+    meter.restart()
+    started = time.perf_counter()
     if evaluate is not None:
-        run.append_metrics(0, evaluate())
+        run.append_metrics(0, meter.aside(evaluate))
     for work in source:
         if not work.micro_batches:
-            run.append_metrics(step.taken, work.metrics)
+            run.append_metrics(step.taken, work.metrics | meter.lap(time.perf_counter() - started))
             continue
         metrics = step(work.micro_batches, work.metrics)
         number = step.taken
         tokens += sum(batch.size_T for batch in work.micro_batches)
         if evaluate is not None and number in (-(-total // 2), total):
-            metrics |= evaluate()
-        metrics |= {"tokens": tokens, "seconds": round(time.monotonic() - started, 3)}
+            metrics |= meter.aside(evaluate)
+        seconds = time.perf_counter() - started
+        metrics |= {"tokens": tokens, "seconds": round(seconds, 3)} | meter.lap(seconds)
         run.append_metrics(number, metrics)
         tick(number, total, metrics)
+    meter.lap(time.perf_counter() - started)
     if not step.taken:
         raise RolloutError(
             "no step was taken: no rollout left a completion to learn from",

@@ -35,6 +35,7 @@ from truing.training.arrange import (
 from truing.training.build import Built, Inputs, build, sampling_settings
 from truing.training.loop import measure, train
 from truing.training.method import Method, resolve
+from truing.training.speed import measured_speed
 
 KEPT_SAMPLES = 8
 """Completions kept of each rollout, and drawn at the end of offline training."""
@@ -91,8 +92,16 @@ class Train(PipelineStage):
             return measure(step, built.heldout)
 
         tokens = train(
-            step, built.source, context.run(self.name), tick, evaluate if built.heldout else None
+            step,
+            built.source,
+            context.run(self.name),
+            tick,
+            built.meter,
+            evaluate if built.heldout else None,
         )
+        speed = measured_speed(built.meter, built.roles, self.method.objective.trains)
+        context.say(f"{self.name}: {speed}")
+        info.facts["speed"] = speed.facts
         info.facts["first_step"] = step.first_metrics
         info.facts["first_step_expected"] = self.method.step_zero
         info.facts["precision"] = str(built.dtype).removeprefix("torch.")

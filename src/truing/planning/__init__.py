@@ -1,0 +1,1 @@
+"""What work costs, from sizes alone: arithmetic for now. No torch."""
