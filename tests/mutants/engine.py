@@ -5,8 +5,11 @@ from __future__ import annotations
 from .mutant import Mutant
 
 FLOPS, METER, SPEED = "planning/flops.py", "training/meter.py", "training/speed.py"
+CACHE, CHECKPOINTING = "training/reference_cache.py", "models/checkpointing.py"
 COUNTED = ("planning/test_flops.py",)
 TIMED = ("training/test_speed.py",)
+CACHED = ("training/test_reference_cache.py",)
+RECOMPUTED = ("training/test_checkpointing.py",)
 
 MUTANTS = (
     Mutant(
@@ -64,5 +67,69 @@ MUTANTS = (
         "            if True:  # the first call",
         TIMED,
         "a first call compiles, picks an algorithm or touches fresh memory",
+    ),
+    Mutant(
+        "cache_knows_weights_by_name_only",
+        CACHE,
+        ".view(torch.uint8).numpy()",
+        ".view(torch.uint8)[:0].numpy()",
+        CACHED,
+        "a cache keyed by the model's path: the next SFT run in that folder gets the old numbers",
+    ),
+    Mutant(
+        "cache_forgets_the_temperature",
+        CACHE,
+        '"temperature": temperature,',
+        '"temperature": 1.0,',
+        CACHED,
+        "reference and policy at different temperatures: the first log-ratio is not 0",
+    ),
+    Mutant(
+        "cache_forgets_what_was_computed_together",
+        CACHE,
+        "[[(g.prompt_ids, [c.ids for c in g.completions]) for g in p] for p in parts]",
+        "sorted((g.prompt_ids, [c.ids for c in g.completions]) for p in parts for g in p)",
+        CACHED,
+        "the cache of another batch size: in bfloat16 the first log-ratio is rounding and not 0",
+    ),
+    Mutant(
+        "cache_believes_any_file",
+        CACHE,
+        'if header.get("key") != key:',
+        'if header.get("key") is None:',
+        CACHED,
+        "a file left by another run is read as this one's",
+    ),
+    Mutant(
+        "cache_of_another_epochs_order",
+        "training/sources.py",
+        "self.loader.epoch(0), self.total_steps",
+        "self.loader.epoch(1), self.total_steps",
+        CACHED,
+        "in bfloat16 the first log-ratio is rounding and not 0",
+    ),
+    Mutant(
+        "reference_copy_is_loaded_for_nothing",
+        "training/build.py",
+        "    if _caches_reference(method):\n        needs_reference = False",
+        "    if False:\n        needs_reference = False",
+        CACHED,
+        "trl precomputes reference log-probs and keeps the reference model in memory",
+    ),
+    Mutant(
+        "sampling_is_checkpointed",
+        CHECKPOINTING,
+        "        if not torch.is_grad_enabled():\n",
+        "        if False:\n",
+        RECOMPUTED,
+        "transformers' switch slows generation and takes its cache away",
+    ),
+    Mutant(
+        "checkpointing_does_nothing",
+        CHECKPOINTING,
+        "        layer.forward = _checkpointed(layer.forward)",
+        "        layer.forward = layer.forward",
+        RECOMPUTED,
+        "enabled in eval mode: transformers' layers look at self.training and keep everything",
     ),
 )

@@ -21,6 +21,7 @@ from truing.data.loader import Loader
 from truing.errors import DataError, UsageError
 from truing.groups import TokenGroup
 from truing.models import loading
+from truing.models.checkpointing import checkpoint_layers
 from truing.models.heads import new_score_head, new_value_head
 from truing.models.network import Network
 from truing.models.roles import Roles, attach_reward_adapter, load_reward_network
@@ -30,6 +31,7 @@ from truing.training import contract
 from truing.training.meter import Meter
 from truing.training.method import Method
 from truing.training.optim import MasterWeights, make_optimizer, make_schedule
+from truing.training.reference_cache import ReferenceLogps, reference_logps
 from truing.training.sources import Offline, OnPolicy, Source
 from truing.training.step import Step
 
@@ -71,6 +73,8 @@ class Built:
     dtype: torch.dtype
     meter: Meter
     """Counts what the step and the source compute; the loop starts it."""
+    notes: list[str]
+    """What the user should be told before training."""
 
 
 def build(method: Method, inputs: Inputs) -> Built:
@@ -80,6 +84,8 @@ def build(method: Method, inputs: Inputs) -> Built:
     dtype = loading.compute_dtype(inputs.model.dtype, device)
     roles, lora = _roles(method, inputs, device, dtype)
     trainable = roles.policy.trainable(objective.trains)
+    if training.gradient_checkpointing:
+        checkpoint_layers(roles.policy.trunk)
     masters = MasterWeights(trainable)
     meter = Meter()
 
@@ -88,13 +94,7 @@ def build(method: Method, inputs: Inputs) -> Built:
         meter.add(kind, batch, logits=objective.trains != "reward")
         return roles.outputs(batch, objective.trains, objective.extra_outputs)
 
-    def complete(batch: Batch) -> Batch:
-        batch = batch.to(device)
-        if "reference_logps_N" in objective.required:
-            meter.add("reference", batch)
-            batch = batch.with_columns(reference_logps_N=roles.reference_logps(batch))
-        return batch
-
+    complete = _Complete(device, "reference_logps_N" in objective.required, roles, meter)
     source = _source(method, inputs, roles, complete, device, meter)
     optimizer = make_optimizer(masters, training.learning_rate, training.weight_decay)
 
@@ -104,8 +104,14 @@ def build(method: Method, inputs: Inputs) -> Built:
         contract.check_gradients(masters.gradients(), [roles.policy], inputs.where, silent=silent)
 
     heldout: list[Batch] = []
+    notes: list[str] = []
     if isinstance(training, config.Offline) and isinstance(source, Offline):
-        heldout = source.batches(inputs.heldout[: training.eval_rows])
+        measured = inputs.heldout[: training.eval_rows]
+        if _caches_reference(method):
+            parts = [*source.first_epoch(), *source.parts(measured)]
+            complete.cached = reference_logps(parts, roles, device)
+            notes.append(complete.cached.note)
+        heldout = source.batches(measured)
     step = Step(
         objective=objective,
         compute=compute,
@@ -118,7 +124,35 @@ def build(method: Method, inputs: Inputs) -> Built:
         before_first_update=before_first_update,
         after_update=_moving_reference(method, roles, heldout),
     )
-    return Built(step, source, roles, lora, heldout, device, dtype, meter)
+    return Built(step, source, roles, lora, heldout, device, dtype, meter, notes)
+
+
+@dataclass(slots=True)
+class _Complete:
+    """A batch of rows on the device, with the reference's log-probs if the objective reads them."""
+
+    device: torch.device
+    reads_reference: bool
+    roles: Roles
+    meter: Meter
+    cached: ReferenceLogps | None = None
+    """What was computed before training; None: they are computed with each batch."""
+
+    def __call__(self, batch: Batch, groups: Sequence[TokenGroup]) -> Batch:
+        batch = batch.to(self.device)
+        if not self.reads_reference:
+            return batch
+        if self.cached is not None:
+            logps_N = self.cached.of(groups).to(self.device)
+        else:
+            self.meter.add("reference", batch)
+            logps_N = self.roles.reference_logps(batch)
+        return batch.with_columns(reference_logps_N=logps_N)
+
+
+def _caches_reference(method: Method) -> bool:
+    training = method.training
+    return isinstance(training, config.Offline) and training.reference_logps == "cached"
 
 
 def _moving_reference(
@@ -196,6 +230,8 @@ def _roles(
     )
     needs_reference = "reference_logps_N" in objective.required or method.credit is not None
     reference_copy = None
+    if _caches_reference(method):
+        needs_reference = False  # before its first update the policy itself says what is kept
     if needs_reference and (lora is None or objective.moves_reference):
         reference_copy = Network(loading.load_causal(inputs.source, dtype, inputs.revision))
         reference_copy.requires_grad_(False).to(device)
@@ -221,7 +257,7 @@ def _source(
     method: Method,
     inputs: Inputs,
     roles: Roles,
-    complete: Callable[[Batch], Batch],
+    complete: Callable[[Batch, Sequence[TokenGroup]], Batch],
     device: torch.device,
     meter: Meter,
 ) -> Source:

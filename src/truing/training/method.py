@@ -70,10 +70,28 @@ def resolve(name: str, raw: Mapping[str, Any], where: str) -> Method:
     # a field that the stage has too (max_completion_length) is the stage's
     shared = {key: getattr(training, key) for key in common & set().union(*own)}
     keys |= shared
+    objective = _instance(objective_class, keys, where, prefix)
+    if isinstance(training, config.Offline) and training.reference_logps == "cached":
+        _check_cached(objective, where, prefix)
     return Method(
         training=training,
-        objective=_instance(objective_class, keys, where, prefix),
+        objective=objective,
         credit=None if credit_class is None else _instance(credit_class, keys, where, prefix),
+    )
+
+
+def _check_cached(objective: Objective, where: str, prefix: str) -> None:
+    """Only a reference that there is, and that stands still, can be computed beforehand."""
+    if "reference_logps_N" not in objective.required:
+        why = "this method reads no reference"
+    elif objective.moves_reference:
+        why = "this method moves its reference"
+    else:
+        return
+    raise UsageError(
+        f"'{prefix}.reference_logps': cached, but {why}",
+        where=where,
+        remedy="set it to online, or leave it out",
     )
 
 

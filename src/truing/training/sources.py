@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from truing.batch import Batch
@@ -37,7 +38,7 @@ class Offline:
     """Groups from data, shuffled each epoch, packed, with the columns the objective needs."""
 
     groups: Sequence[TokenGroup]
-    complete: Callable[[Batch], Batch]
+    complete: Callable[[Batch, Sequence[TokenGroup]], Batch]
     """Adds what packing cannot know (the reference's log-probs) and moves to the device."""
     batch_size: int
     micro_batch_tokens: int
@@ -65,8 +66,16 @@ class Offline:
 
     def batches(self, groups: Sequence[TokenGroup]) -> list[Batch]:
         """Any groups as completed micro-batches (also used to measure held-out rows)."""
-        parts = micro_batches(groups, self.micro_batch_tokens)
-        return [self.complete(pack(part)) for part in parts]
+        return [self.complete(pack(part), part) for part in self.parts(groups)]
+
+    def parts(self, groups: Sequence[TokenGroup]) -> list[list[TokenGroup]]:
+        """Any groups as the micro-batches they are computed in."""
+        return micro_batches(groups, self.micro_batch_tokens)
+
+    def first_epoch(self) -> list[list[TokenGroup]]:
+        """The micro-batches of the first pass over the groups, in order, as far as steps go."""
+        steps = islice(self.loader.epoch(0), self.total_steps)
+        return [part for groups in steps for part in self.parts(groups)]
 
 
 @dataclass(slots=True)

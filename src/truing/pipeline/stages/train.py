@@ -87,6 +87,8 @@ class Train(PipelineStage):
         inputs = self._inputs(context)
         built = build(self.method, inputs)
         step = built.step
+        for note in built.notes:
+            context.say(f"{self.name}: {note}")
 
         def evaluate() -> dict[str, float]:
             return measure(step, built.heldout)

@@ -1,0 +1,147 @@
+"""The reference's log-probs, computed once and kept on disk.
+
+Before training the policy is the reference (with adapters: without them), so its own weights
+compute them and no copy is ever loaded. They are computed in the very micro-batches of the first
+epoch, by the same forward pass in the same precision: in bfloat16 a log-prob depends in its last
+bits on what it is computed beside, and so the first step's log-ratios are exactly 0, as online.
+In later epochs groups are shuffled anew, and those last bits differ: on a CPU in bfloat16 by at
+most 4e-6 nats a token and 6e-5 a completion (SmolLM2-135M, 16 pairs in another order).
+
+The cache is a file in the cache folder, so that runs with another beta or learning rate share it.
+Its name and its header are a hash of everything that the numbers follow from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from truing.batch import Batch
+from truing.data.packing import pack
+from truing.groups import TokenGroup
+from truing.models.loading import cache_folder
+from truing.models.network import Network
+from truing.models.roles import Roles
+
+FORWARD_VERSION = 1
+"""Raise this when the forward pass rounds otherwise than before: old caches are then not found."""
+
+Parts = Sequence[Sequence[TokenGroup]]
+"""Groups in micro-batches, in their order."""
+
+
+@dataclass(slots=True)
+class ReferenceLogps:
+    """Log-probs of the reference for every group that training will see."""
+
+    by_group: dict[int, Tensor]
+    """Identity of a group -> [N] of its completions, in order, float32, nats."""
+    groups: list[TokenGroup]
+    """Kept, so that no identity is given away twice."""
+    note: str
+    """Where they came from, for the user."""
+
+    def of(self, groups: Sequence[TokenGroup]) -> Tensor:
+        """Those of a batch packed from these groups. Shape [N], on the CPU."""
+        return torch.cat([self.by_group[id(group)] for group in groups])
+
+
+def reference_logps(parts: Parts, roles: Roles, device: torch.device) -> ReferenceLogps:
+    """From the cache, or computed by the policy as it is now, and then in the cache.
+
+    A file that is not what its name says is computed anew, and the note says so.
+    """
+    key = cache_key(parts, roles.policy, roles.temperature)
+    path = cache_folder() / "reference-logps" / f"{key[:32]}.safetensors"
+    groups = [group for part in parts for group in part]
+    lengths = [sum(len(c.ids) for c in group.completions) for group in groups]
+    found, problem = _read(path, key, sum(lengths))
+    note = f"reference log-probs read from {path}"
+    if found is None:
+        found = torch.cat([_starting_logps(roles, pack(part).to(device)).cpu() for part in parts])
+        _write(path, key, found)
+        note = f"reference log-probs of {len(groups):,} groups computed once, kept in {path}"
+        if problem:
+            note += f" (what was there is replaced: {problem})"
+    by_group: dict[int, Tensor] = {}
+    for group, logps in zip(groups, torch.split(found, lengths), strict=True):
+        by_group.setdefault(id(group), logps)  # of a group that comes again the first step's count
+    return ReferenceLogps(by_group, groups, note)
+
+
+@torch.no_grad()
+def _starting_logps(roles: Roles, batch: Batch) -> Tensor:
+    """What the policy says of a batch before its first update, adapters off. Shape [N], nats."""
+    if roles.policy.peft is not None:
+        return roles.reference_logps(batch)
+    logps_N: Tensor = roles.policy(batch, logps=True, temperature=roles.temperature).logps_N
+    return logps_N
+
+
+def cache_key(parts: Parts, network: Network, temperature: float) -> str:
+    """A hash of all that the log-probs follow from: weights, configuration, precision and device,
+    temperature, versions, token ids, and which groups are computed together."""
+    found = hashlib.sha256()
+    weight = network.vocabulary_weight
+    config = network.base.config.to_diff_dict()
+    for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+        config.pop(name, None)  # where it lay and who wrote it says nothing of what it computes
+    facts = {
+        "forward": FORWARD_VERSION,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": weight.device.type,
+        "dtype": str(weight.dtype),
+        "temperature": temperature,
+        "config": config,
+        "parts": [[(g.prompt_ids, [c.ids for c in g.completions]) for g in p] for p in parts],
+    }
+    found.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, parameter in _reference_weights(network).items():
+        found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        found.update(parameter.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _reference_weights(network: Network) -> dict[str, Tensor]:
+    """The plain model's weights by their names there: adapters are not the reference's."""
+    return {
+        name.replace(".base_layer.", "."): parameter
+        for name, parameter in network.base.named_parameters()
+        if ".lora_" not in name
+    }
+
+
+def _read(path: Path, key: str, size: int) -> tuple[Tensor | None, str]:
+    """The log-probs of a file, or None and what is wrong with it (nothing, if there is none)."""
+    if not path.is_file():
+        return None, ""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("key") != key:
+                return None, "its header is another key's"
+            logps: Tensor = file.get_tensor("logps").clone()  # the file is mapped: let go of it
+    except (SafetensorError, OSError) as error:
+        return None, f"it cannot be read, {error}"
+    if logps.shape != (size,) or logps.dtype != torch.float32 or not logps.isfinite().all():
+        return None, f"it should hold {size} finite float32 numbers"
+    return logps, ""
+
+
+def _write(path: Path, key: str, logps: Tensor) -> None:
+    """Beside first, then renamed: a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({"logps": logps}, beside, metadata={"key": key})
+    beside.replace(path)
