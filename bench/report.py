@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,11 @@ UNITS = {
 }
 
 Found = Mapping[str, Any]
+
+
+def say(line: str) -> None:
+    """A line of progress, beside the tables."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def machine_line(machine: Found) -> str:
