@@ -4,8 +4,8 @@ Before training the policy is the reference (with adapters: without them), so it
 compute them and no copy is ever loaded. They are computed in the very micro-batches of the first
 epoch, by the same forward pass in the same precision: in bfloat16 a log-prob depends in its last
 bits on what it is computed beside, and so the first step's log-ratios are exactly 0, as online.
-In later epochs groups are shuffled anew, and those last bits differ: on a CPU in bfloat16 by at
-most 4e-6 nats a token and 6e-5 a completion (SmolLM2-135M, 16 pairs in another order).
+In later epochs groups are shuffled anew, and those last bits differ: on a CPU by at most 2e-5 nats
+a token and 6e-5 a completion (SmolLM2-135M, float32 and bfloat16, pairs in another order).
 
 The cache is a file in the cache folder, so that runs with another beta or learning rate share it.
 Its name and its header are a hash of everything that the numbers follow from.
