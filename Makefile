@@ -22,9 +22,13 @@ check: $(VENV)/.dev  ## format, lint, types, generated docs
 	$(BIN)/mypy
 	$(BIN)/python -m docs.generate --check
 
-bench: $(VENV)/.dev  ## what the claims in the docs are measured with
-	$(BIN)/python -m bench.attention
-	$(BIN)/python -m bench.shared_prompt
+bench: $(VENV)/.peer  ## hours on a quiet machine: docs/performance.md, measured again
+	for work in dpo reward sft sample grpo; do \
+	  $(BIN)/python -m bench.against_trl --work $$work --json bench/results/$$work.json || exit 1; \
+	done
+	$(BIN)/python -m bench.ladder --json bench/results/ladder.json
+	$(BIN)/python -m bench.limits --json bench/results/limits.json
+	$(BIN)/python -m bench.tables
 
 docs: $(VENV)/.dev  ## write docs/reference.md from the declarations
 	$(BIN)/python -m docs.generate
@@ -41,6 +45,10 @@ $(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.quickstart
 	$(PIP) -c constraints.txt --group dev
+	touch $@
+
+$(VENV)/.peer: $(VENV)/.dev
+	$(PIP) -c constraints.txt -e '.[peer]'
 	touch $@
 
 clean:

@@ -124,3 +124,12 @@ def worth_table(result: Found) -> str:
         for name, found in result["without"].items()
     ]
     return markdown(["without", "times slower", "times the peak"], rows)
+
+
+def limits_table(result: Found) -> str:
+    """The three limits of limits.py."""
+    rows = [
+        [name, f"{limit['value']:.4g}", f"{limit['limit']:.4g}", "yes" if limit["kept"] else "NO"]
+        for name, limit in result["limits"].items()
+    ]
+    return markdown(["limit", "measured", "at most", "kept"], rows)
