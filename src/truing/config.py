@@ -105,8 +105,21 @@ class Sampling(Section):
     """Tokens at most; a completion cut here is marked so and trains no stop token."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Logits are divided by it; 0 is greedy. Log-probs are taken at the same temperature."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Draw from the k likeliest tokens only (0: from all). Log-probs stay those of the whole
+    distribution, here and with top_p and min_p: they are the ones the trainer computes."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the fewest tokens that have this probability together (1: from all)."""
+    min_p: Fraction = 0.0
+    """Leave out tokens less likely than this share of the likeliest one's probability (0: none)."""
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """A completion also ends where its text first contains one of these. The token that completes
+    it is kept, and the completion counts as finished."""
     sampling_batch_size: Positive = 64
     """Completions drawn at once. Changes speed and memory, not the text."""
+    engine: Literal["auto", "local", "transformers"] = "auto"
+    """What draws: local is ours; transformers is its generate, slower, for models whose attention
+    ours cannot replace. auto takes local where it can and says so where it cannot."""
 
 
 class Training(Stage):

@@ -102,7 +102,8 @@ def draw(
     from truing.groups import Group, Message, Prompt
     from truing.models import loading
     from truing.models.network import Network
-    from truing.rollouts.sampler import SamplingSettings, sample
+    from truing.rollouts.engines.base import SamplingSettings
+    from truing.rollouts.sampler import sample
 
     if bool(prompt) == bool(data):
         raise UsageError("give either a prompt or --data", remedy="truing sample 'Hello' --model M")

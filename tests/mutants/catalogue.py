@@ -14,6 +14,7 @@ from . import (
     policy_gradient,
     reward,
     rollouts,
+    sampling,
     training,
     wiring,
 )
@@ -26,6 +27,7 @@ ROOMS = (
     wiring,
     engine,
     rollouts,
+    sampling,
     credit,
     policy_gradient,
     pairwise,

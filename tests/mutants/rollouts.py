@@ -4,63 +4,10 @@ from __future__ import annotations
 
 from .mutant import Mutant
 
-SAMPLER, COLLECT, BEST = "rollouts/sampler.py", "rollouts/collect.py", "rollouts/best_of_n.py"
-SAMPLER_TESTS = ("rollouts/test_sampler.py",)
+COLLECT, BEST = "rollouts/collect.py", "rollouts/best_of_n.py"
 COLLECT_TESTS = ("rollouts/test_collect.py", "rollouts/test_collect_extras.py")
 
 MUTANTS = (
-    Mutant(
-        "sampled_log_probs_at_temperature_1",
-        SAMPLER,
-        "        logits = logits / temperature\n"
-        "        cumulative = torch.softmax(logits, -1).cumsum(-1)",
-        "        cumulative = torch.softmax(logits / temperature, -1).cumsum(-1)",
-        SAMPLER_TESTS,
-        "samplers that report log-probs of the untempered model",
-    ),
-    Mutant(
-        "temperature_upside_down",
-        SAMPLER,
-        "        logits = logits / temperature\n",
-        "        logits = logits * temperature\n",
-        SAMPLER_TESTS,
-        "1/T for T",
-    ),
-    Mutant(
-        "left_padding_shifts_positions",
-        SAMPLER,
-        "    positions = (real.cumsum(-1) - 1).clamp(min=0)",
-        "    positions = torch.arange(width, device=device).expand(len(prompts), width)",
-        SAMPLER_TESTS,
-        "left padding without position ids: a prompt's text depends on its neighbours",
-    ),
-    Mutant(
-        "padding_is_part_of_the_prompt",
-        SAMPLER,
-        "((causal & real[:, None]) | itself)[:, None]",
-        "causal.expand(len(prompts), width, width)[:, None]",
-        SAMPLER_TESTS,
-        "left padding that is attended to",
-    ),
-    Mutant(
-        "cut_samples_called_finished",
-        SAMPLER,
-        "FinishReason.STOP if row.finished else FinishReason.LENGTH",
-        "FinishReason.STOP",
-        SAMPLER_TESTS,
-        "fragments trained as natural stops (whitecircle/halo #8)",
-    ),
-    Mutant(
-        "stop_token_not_kept",
-        SAMPLER,
-        "                row.ids.append(token)\n                row.logps.append(logp)\n"
-        "                row.finished = token == settings.stop_id",
-        "                row.finished = token == settings.stop_id\n"
-        "                if not row.finished:\n"
-        "                    row.ids.append(token)\n                    row.logps.append(logp)",
-        SAMPLER_TESTS,
-        "completions without their EOS: stopping is never rewarded",
-    ),
     Mutant(
         "scores_go_to_other_completions",
         COLLECT,

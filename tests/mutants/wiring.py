@@ -86,9 +86,9 @@ MUTANTS = (
     ),
     Mutant(
         "completions_of_a_group_are_alike",
-        "rollouts/sampler.py",
-        "hash((seed, prompt, completion))",
-        "hash((seed, prompt))",
+        "rollouts/rows.py",
+        "hash((seed, job.prompt, job.completion))",
+        "hash((seed, job.prompt))",
         NOISE_TESTS,
         "a group of G copies teaches nothing",
     ),

@@ -26,7 +26,8 @@ from truing.models.heads import new_score_head, new_value_head
 from truing.models.network import Network
 from truing.models.roles import Roles, attach_reward_adapter, load_reward_network
 from truing.rollouts.collect import Collector, Rollout, ScoreNormalizer, Scorer
-from truing.rollouts.sampler import SamplingSettings, sample
+from truing.rollouts.engines.base import SamplingSettings
+from truing.rollouts.sampler import sample
 from truing.training import contract
 from truing.training.meter import Meter
 from truing.training.method import Method
@@ -58,6 +59,8 @@ class Inputs:
     on_rollout: Callable[[int, Rollout], None]
     seed: int
     where: str
+    readable: Callable[[Sequence[int]], str] | None = None
+    """Ids -> text, for stop sequences."""
 
 
 @dataclass(slots=True)
@@ -286,13 +289,23 @@ def _source(
     )
 
 
-def sampling_settings(sampling: config.Sampling, stop_id: int) -> SamplingSettings:
-    """The recipe's sampling fields, for the sampler."""
+def sampling_settings(
+    sampling: config.Sampling,
+    stop_id: int,
+    decode: Callable[[Sequence[int]], str] | None = None,
+) -> SamplingSettings:
+    """The recipe's sampling fields, for the sampler. Stop sequences need `decode`."""
     return SamplingSettings(
         max_completion_length=sampling.max_completion_length,
         temperature=sampling.temperature,
         batch_size=sampling.sampling_batch_size,
         stop_id=stop_id,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        stop=tuple(sampling.stop),
+        decode=decode,
+        engine=sampling.engine,
     )
 
 
@@ -304,7 +317,8 @@ def _collector(
     device: torch.device,
     meter: Meter,
 ) -> Collector:
-    settings, per_prompt = sampling_settings(training, inputs.stop_id), training.num_generations
+    settings = sampling_settings(training, inputs.stop_id, inputs.readable)
+    per_prompt = training.num_generations
     assert method.credit is not None
 
     def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:

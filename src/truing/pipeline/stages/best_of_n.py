@@ -44,7 +44,7 @@ class BestOfNStage(PipelineStage):
         drawn = sample(
             context.network(config.from_),
             context.encode(prompts),
-            sampling_settings(config, context.tokenizer.stop_id),
+            sampling_settings(config, context.tokenizer.stop_id, context.readable),
             completions=config.num_generations,
             # the seed of every evaluation: the first of the n is what the policy itself answers
             seed=config.seed if config.seed is not None else context.derived_seed("held-out"),

@@ -147,7 +147,7 @@ class EvaluateStage(PipelineStage):
             groups = sample(
                 network,
                 context.encode(prompts),
-                sampling_settings(config, context.tokenizer.stop_id),
+                sampling_settings(config, context.tokenizer.stop_id, context.readable),
                 seed=config.seed if config.seed is not None else context.derived_seed("held-out"),
             )
 

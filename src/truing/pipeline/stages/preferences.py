@@ -50,7 +50,7 @@ class PreferencesStage(PipelineStage):
         config = self.config
         annotator = rewards.make(config.annotator)
         network = context.network(config.from_)
-        settings = sampling_settings(config, context.tokenizer.stop_id)
+        settings = sampling_settings(config, context.tokenizer.stop_id, context.readable)
         seed = context.seed(self.name, config.seed)
         tokens = 0
         for number, (split, limit) in enumerate(self._splits(), start=1):

@@ -140,6 +140,7 @@ class Train(PipelineStage):
             on_rollout=lambda index, rollout: self._keep_rollout(context, index, rollout),
             seed=seed,
             where=f"stages.{self.name}",
+            readable=context.readable,
         )
 
     def _rows(self, context: Context, seed: int) -> list[TokenGroup]:
@@ -251,7 +252,7 @@ class Train(PipelineStage):
         """A few completions of the trained policy, so that a run can be looked at."""
         pool = inputs.heldout or inputs.train
         prompts = [TokenGroup(group.prompt_ids) for group in pool[:KEPT_SAMPLES]]
-        settings = sampling_settings(Sampling(), inputs.stop_id)
+        settings = sampling_settings(Sampling(), inputs.stop_id, inputs.readable)
         drawn = sample(built.roles.policy, prompts, settings, seed=inputs.seed)
         rows = [
             {
