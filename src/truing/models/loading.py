@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from truing.errors import ModelError, UnsafeFileError
-from truing.models import allocator, attention, tiny
+from truing.models import allocator, attention, fused, tiny
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -88,7 +88,9 @@ def load_causal(path: str, dtype: torch.dtype, revision: str | None = None) -> P
     attention.register()
     allocator.keep_freed_memory()
     if path.startswith(tiny.PREFIX):
-        return tiny.random_model(path.removeprefix(tiny.PREFIX), dtype, attention.NAME)
+        model = tiny.random_model(path.removeprefix(tiny.PREFIX), dtype, attention.NAME)
+        fused.fuse(model)
+        return model
     return _load(AutoModelForCausalLM, path, dtype, revision)
 
 
@@ -123,6 +125,7 @@ def _load(auto: Any, path: str, dtype: torch.dtype, revision: str | None) -> Pre
             where=path,
             remedy="check the folder, or that the hub can be reached and the name is right",
         ) from error
+    fused.fuse(model)
     return model.eval()
 
 
