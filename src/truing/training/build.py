@@ -6,7 +6,7 @@ source. (Reading a stage's keys, which loads nothing, is method.py.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -346,16 +346,6 @@ def _collector(
         greedy = replace(settings, temperature=0.0)
         return meter.drawing(lambda: sample(roles.policy, prompts, greedy, seed=0))
 
-    demonstrations = None
-    if "demonstration_C" in method.objective.required:
-        if not inputs.demonstrations:
-            raise DataError(
-                "ptx_coef needs demonstrations, and these rows are prompts only",
-                where=inputs.where,
-                remedy="give rows with completions, or set ptx_coef to 0",
-            )
-        per_step = training.demonstrations_per_step
-        demonstrations = Loader(inputs.demonstrations, per_step, inputs.seed).forever()
     return Collector(
         draw=draw,
         measure=measure,
@@ -368,5 +358,21 @@ def _collector(
         device=device,
         draw_greedy=draw_greedy,
         dynamic_rounds=training.dynamic_rounds if training.dynamic_sampling else 0,
-        demonstrations=demonstrations,
+        demonstrations=_demonstrations(method, training, inputs),
     )
+
+
+def _demonstrations(
+    method: Method, training: config.OnPolicy, inputs: Inputs
+) -> Iterator[list[TokenGroup]] | None:
+    """What stands beside each minibatch, for objectives that keep learning from rows."""
+    if "demonstration_C" not in method.objective.required:
+        return None
+    if not inputs.demonstrations:
+        raise DataError(
+            "ptx_coef needs demonstrations, and these rows are prompts only",
+            where=inputs.where,
+            remedy="give rows with completions, or set ptx_coef to 0",
+        )
+    per_step = training.demonstrations_per_step
+    return Loader(inputs.demonstrations, per_step, inputs.seed).forever()
