@@ -44,6 +44,9 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "step_label_S": Column("1 if that step is right", "bool", "stepwise rows"),
     "finished_C": Column("1 if the completion ends with the stop token", "bool", "packing"),
+    "frozen_TH": Column(
+        "hidden states that enter the first layer with an adapter", "-", "the policy's network"
+    ),
     "sampled_logps_N": Column(
         "log-prob of each token under the policy that sampled it", "nats", "rollouts"
     ),

@@ -39,6 +39,7 @@ def collector(**changes):
         "batch_size": 6,
         "micro_batch_tokens": 40,
         "device": torch.device("cpu"),
+        "place": lambda batch: batch,
     }
     return Collector(**{**parts, **changes})
 

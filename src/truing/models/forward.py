@@ -21,7 +21,7 @@ from truing.models.shared_prompts import SharedPrompts
 
 def hidden_states(trunk: nn.Module, batch: Batch) -> Tensor:
     """Final hidden state of every token: [T, H]."""
-    if not takes_shared_prompts(trunk.config, int(batch.positions_T.max()) + 1):
+    if not serves(trunk, batch):
         return unshared_hidden_states(trunk, batch)
     output = trunk(
         input_ids=batch.tokens_T[None],
@@ -32,6 +32,11 @@ def hidden_states(trunk: nn.Module, batch: Batch) -> Tensor:
     )
     hidden: Tensor = output.last_hidden_state[0]
     return hidden
+
+
+def serves(trunk: nn.Module, batch: Batch) -> bool:
+    """Whether this batch can go through the trunk with shared prompts."""
+    return takes_shared_prompts(trunk.config, int(batch.positions_T.max()) + 1)
 
 
 def takes_shared_prompts(config: Any, positions: int) -> bool:

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from truing.batch import Batch, Outputs
 from truing.errors import ModelError
-from truing.models.forward import hidden_states
+from truing.models import frozen
+from truing.models.forward import hidden_states, serves
 from truing.models.heads import ScalarHead
 from truing.models.logprobs import token_statistics
 
@@ -107,7 +108,7 @@ class Network(nn.Module):
         temperature: float = 1.0,
     ) -> Outputs:
         """What is asked for, from one pass over the trunk. `collision` comes with `logps` only."""
-        hidden = hidden_states(self.trunk, batch)
+        hidden = self._hidden(batch)
         logps_N = entropy_N = collision_N = values_N = scores_C = scores_S = None
         if logps or values:
             source_NH = hidden[batch.source_N]
@@ -131,7 +132,26 @@ class Network(nn.Module):
     def adapter_scores(self, batch: Batch, adapter: str) -> Tensor:
         """Scores of a reward model that is an adapter on this trunk. Shape [C]."""
         with self.using(adapter):
-            return _read(self.reward_head, hidden_states(self.trunk, batch)[_last_tokens(batch)])
+            return _read(self.reward_head, self._hidden(batch)[_last_tokens(batch)])
+
+    def with_frozen(self, batch: Batch) -> Batch:
+        """The batch with the states that leave the layers no adapter touches, if there are any.
+
+        Every later pass of this network over the batch begins there.
+        """
+        layers = frozen.frozen_layers(self)
+        if not layers or not serves(self.trunk, batch):
+            return batch
+        states_TH = frozen.states_before(
+            self.trunk, layers, lambda: hidden_states(self.trunk, batch)
+        )
+        return batch.with_columns(frozen_TH=states_TH)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        if self.peft is None or "frozen_TH" not in batch:  # another network's states say nothing
+            return hidden_states(self.trunk, batch)
+        with frozen.starting_at(self.trunk, frozen.frozen_layers(self), batch["frozen_TH"]):
+            return hidden_states(self.trunk, batch)
 
     def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights of the plain model that this network amounts to, by their names there.

@@ -42,6 +42,10 @@ class Roles:
         """Whole-model copies in memory. Adapters and heads are not copies."""
         return 1 + (self.reference_copy is not None) + (self.reward_copy is not None)
 
+    def placed(self, batch: Batch, device: torch.device) -> Batch:
+        """The batch on the device, with what all parts that share the trunk compute alike."""
+        return self.policy.with_frozen(batch.to(device))
+
     def outputs(self, batch: Batch, trains: str, extra: Collection[str] = frozenset()) -> Outputs:
         """What an objective that trains `trains` reads, with gradients; `extra` are the outputs
         that it reads besides."""

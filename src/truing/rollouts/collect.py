@@ -84,6 +84,8 @@ class Collector:
     batch_size: int
     micro_batch_tokens: int
     device: torch.device
+    place: Callable[[Batch], Batch]
+    """Puts a batch where it is computed, with what all passes over it have in common."""
     draw_greedy: Callable[[Sequence[TokenGroup]], list[TokenGroup]] | None = None
     """Prompts -> groups with the one greedy completion, for rules that want it as a baseline."""
     dynamic_rounds: int = 0
@@ -185,7 +187,7 @@ class Collector:
         ]
 
     def _measured(self, micro: list[TokenGroup]) -> Batch:
-        batch = pack(micro).to(self.device)
+        batch = self.place(pack(micro))
         logps_N, values_N = self.measure(batch)
         if self.credit.wants_greedy:
             baselines = [group.baseline for group in micro for _ in group.completions]

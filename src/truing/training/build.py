@@ -142,7 +142,7 @@ class _Complete:
     """What was computed before training; None: they are computed with each batch."""
 
     def __call__(self, batch: Batch, groups: Sequence[TokenGroup]) -> Batch:
-        batch = batch.to(self.device)
+        batch = self.roles.placed(batch, self.device)
         if not self.reads_reference:
             return batch
         if self.cached is not None:
@@ -356,6 +356,7 @@ def _collector(
         batch_size=training.batch_size,
         micro_batch_tokens=training.micro_batch_tokens,
         device=device,
+        place=lambda batch: roles.placed(batch, device),
         draw_greedy=draw_greedy,
         dynamic_rounds=training.dynamic_rounds if training.dynamic_sampling else 0,
         demonstrations=_demonstrations(method, training, inputs),

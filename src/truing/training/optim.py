@@ -62,7 +62,7 @@ def make_optimizer(
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, foreach=False)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, fused=True)
 
 
 def make_schedule(
