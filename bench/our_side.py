@@ -21,6 +21,7 @@ from truing.data.loader import Loader
 from truing.groups import TokenGroup
 from truing.models import loading
 from truing.models.network import Network
+from truing.ops import segment_sum
 from truing.rollouts.sampler import sample
 from truing.training.build import Built, Inputs, build, sampling_settings
 from truing.training.method import resolve
@@ -32,9 +33,11 @@ CHECKED_TOKENS = 16
 """Greedy tokens that both sides must agree on before sampling is timed."""
 
 
-def length_reward(batch: Batch, groups: Sequence[TokenGroup]) -> Tensor:
-    """Tokens of each completion: a reward that costs nothing."""
-    return batch.lengths_C.float()
+def even_ids(batch: Batch, groups: Sequence[TokenGroup]) -> Tensor:
+    """How many token ids of each completion are even: a reward that costs nothing and that tells
+    completions apart even where all have the same length. `trl_side._grpo` has the same one."""
+    even_N = (batch.token_ids_N % 2 == 0).float()
+    return segment_sum(even_N, batch.completion_N, batch.size_C)
 
 
 def knobs(job: Job, setting: Setting) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def knobs(job: Job, setting: Setting) -> dict[str, Any]:
         return common
     return common | {
         "beta": 0.0,
-        "reward": "length",
+        "reward": "even_ids",
         "num_generations": job.completions,
         "max_completion_length": job.max_completion_length,
         "rollout_batch_size": job.batch,
@@ -78,7 +81,7 @@ def built(job: Job, setting: Setting) -> Built:
             demonstrations=[],
             reward_run=None,
             shares_trunk=False,
-            reward=length_reward if job.work == "grpo" else None,
+            reward=even_ids if job.work == "grpo" else None,
             on_rollout=lambda index, rollout: None,
             seed=job.seed,
             where="bench",

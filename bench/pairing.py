@@ -143,6 +143,11 @@ def refuse_disagreement(
                 f"{name} of the first batch is {mine:.6g} here and {other:.6g} there ({precision})",
                 remedy="the sides do not do the same work: nothing was timed",
             )
+    if not found["grad_norm"][0] > 0:
+        raise BenchError(
+            "the first step has no gradient on either side, so nothing was compared",
+            remedy="use other rows, or another --seed",
+        )
     return found
 
 

@@ -196,8 +196,8 @@ def _sft(job: Job, setting: Setting) -> Any:
 
 
 def _grpo(job: Job, setting: Setting) -> Any:
-    def length(completion_ids: list[list[int]], **more: Any) -> list[float]:
-        return [float(len(ids)) for ids in completion_ids]
+    def even_ids(completion_ids: list[list[int]], **more: Any) -> list[float]:
+        return [float(sum(token % 2 == 0 for token in ids)) for ids in completion_ids]
 
     arguments = trl.GRPOConfig(
         **_arguments(job, setting),
@@ -212,7 +212,7 @@ def _grpo(job: Job, setting: Setting) -> Any:
     )
     return trl.GRPOTrainer(
         model=_model(job, setting),
-        reward_funcs=length,
+        reward_funcs=even_ids,
         args=arguments,
         train_dataset=_dataset(job, lambda t: {"prompt": t[0]}),
         processing_class=AutoTokenizer.from_pretrained(job.folder, padding_side="left"),

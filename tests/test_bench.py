@@ -93,6 +93,12 @@ def test_other_token_ids_are_refused(work, theirs):
         refuse_disagreement(job, numbers(), numbers(ids=[theirs]), "float32")
 
 
+def test_two_zero_gradients_compare_nothing():
+    silent = numbers(loss=0.0, grad_norm=0.0)
+    with pytest.raises(BenchError, match="no gradient"):
+        refuse_disagreement(JOB, silent, silent, "float32")
+
+
 def test_a_missing_row_is_no_agreement():
     with pytest.raises(ValueError, match="zip"):
         refuse_disagreement(JOB, numbers(), numbers(ids=[]), "float32")
