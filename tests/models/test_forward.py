@@ -16,8 +16,8 @@ from truing.data.packing import micro_batches, pack
 from truing.models import loading, shared_prompts, tiny
 from truing.models.forward import hidden_states, takes_shared_prompts, unshared_hidden_states
 from truing.models.logprobs import token_logprobs
-from truing.models.shared_prompts import SharedPrompts
 from truing.models.network import Network
+from truing.models.shared_prompts import SharedPrompts
 
 
 def trunk_of(model):

@@ -68,7 +68,8 @@ def test_values_and_gradients_are_those_of_the_whole_model_bit_for_bit(architect
     for seen, whole in zip(judged(made, placed), judged(made, batch), strict=True):
         assert torch.equal(seen, whole)
     # and the model is as it was
-    assert all(torch.equal(a, b) for a, b in zip(judged(made, batch), judged(made, placed)))
+    again = zip(judged(made, batch), judged(made, placed), strict=True)
+    assert all(torch.equal(whole, seen) for whole, seen in again)
 
 
 def test_the_lower_layers_really_do_not_run():

@@ -5,10 +5,14 @@ from __future__ import annotations
 from .mutant import Mutant
 
 CHAT, LOGPROBS, ATTENTION = "data/chat.py", "models/logprobs.py", "models/attention.py"
+SHARED, FUSED, FROZEN = "models/shared_prompts.py", "models/fused.py", "models/frozen.py"
 FORWARD, NETWORK, ROLES = "models/forward.py", "models/network.py", "models/roles.py"
 CHAT_TESTS = ("data/test_chat.py",)
 LOGPROBS_TESTS = ("models/test_logprobs.py",)
 FORWARD_TESTS = ("models/test_forward.py",)
+FAST = ("models/test_fast_path.py",)
+FUSED_TESTS = ("models/test_fused.py",)
+FROZEN_TESTS = ("models/test_frozen.py",)
 REFERENCE_TESTS = ("models/test_reference.py",)
 ROLES_TESTS = ("models/test_roles.py",)
 PATH = ("objectives/test_production_path.py",)
@@ -82,7 +86,7 @@ MUTANTS = (
     Mutant(
         "temperature_forgotten",
         LOGPROBS,
-        "    return logits if temperature == 1.0 else logits / temperature",
+        "    return logits if temperature == 1.0 else logits.div_(temperature)",
         "    return logits",
         LOGPROBS_TESTS,
         "sampled at T, trained at 1: the first ratio is not 1",
@@ -90,8 +94,8 @@ MUTANTS = (
     Mutant(
         "temperature_forgotten_backwards",
         LOGPROBS,
-        "            pull = (pull / ctx.temperature).to(weight_VH.dtype)",
-        "            pull = pull.to(weight_VH.dtype)",
+        "        grad_N: Tensor = gradients[0] / ctx.temperature",
+        "        grad_N: Tensor = gradients[0]",
         LOGPROBS_TESTS,
         "a hand-written backward whose forward is right",
     ),
@@ -106,48 +110,51 @@ MUTANTS = (
     Mutant(
         "head_learns_from_the_last_chunk",
         LOGPROBS,
-        "                grad_weight += (pull.T",
-        "                grad_weight = (pull.T",
+        "torch.mm(pull.T, hidden_NH, out=grad_weight[part])",
+        "torch.mm(pull.T, hidden_NH, out=grad_weight[: pull.shape[1]])",
         LOGPROBS_TESTS,
         "chunked losses that keep one chunk's gradient",
     ),
     Mutant(
         "entropy_without_the_mean_logit",
         LOGPROBS,
-        "entropies.append(normaliser - torch.linalg.vecdot(probs, logits))",
-        "entropies.append(-torch.linalg.vecdot(probs, logits))",
+        "normaliser_N - sums.highest_N - sums.weighted_N / sums.total_N",
+        "normaliser_N - sums.highest_N",
         LOGPROBS_TESTS,
         "entropy from unnormalised logits",
     ),
     Mutant(
         "branch_sees_its_sibling",
-        ATTENTION,
-        "(key_branch == branch_RT[:, :, None])",
-        "(key_branch <= branch_RT[:, :, None])",
+        SHARED,
+        "        if branch == 0:\n            prompt, shared = start, 0\n",
+        "        if branch == 0:\n"
+        "            prompt, shared = start, 0\n"
+        "        else:\n"
+        "            shared = start - prompt\n",
         FORWARD_TESTS,
         "rejected reads chosen: packed siblings under a plain causal mask",
     ),
     Mutant(
         "groups_see_each_other",
-        ATTENTION,
-        "((same_group & visible & real & order) | itself)",
-        "((visible & real & order) | itself)",
+        SHARED,
+        "        if branch == 0:\n            prompt, shared = start, 0\n",
+        "        if branch == 0:\n            shared = start - prompt\n",
         FORWARD_TESTS,
         "packed samples attend to each other (trl #1230, #3067)",
     ),
     Mutant(
         "the_future_is_seen",
-        ATTENTION,
-        "((same_group & visible & real & order) | itself)",
-        "((same_group & visible & real) | itself)",
+        SHARED,
+        "key_BK[:, None] > seen_until_BQ[:, :, None],",
+        "key_BK[:, None] > seen_until_BQ[:, :, None] + 1,",
         FORWARD_TESTS,
         "a mask of one's own that forgets to be causal",
     ),
     Mutant(
         "attention_scale_ignored",
         ATTENTION,
-        "    scale = size**-0.5 if scaling is None else scaling",
-        "    scale = size**-0.5",
+        "    scale = query.shape[-1] ** -0.5 if scaling is None else scaling",
+        "    scale = query.shape[-1] ** -0.5",
         ("models/test_attention.py",),
         "models with an attention multiplier of their own (Granite, Gemma)",
     ),
@@ -194,8 +201,8 @@ MUTANTS = (
     Mutant(
         "collision_is_not_squared",
         LOGPROBS,
-        "torch.logsumexp(2 * (logits - normaliser[:, None]), dim=-1)",
-        "torch.logsumexp(logits - normaliser[:, None], dim=-1)",
+        "else self.squared_N.log() - 2 * self.total_N.log()",
+        "else self.squared_N.log() - self.total_N.log()",
         ROLES_TESTS,
         "WPO's expected probability of one's own token is Σ π², not Σ π = 1",
     ),
@@ -247,5 +254,69 @@ MUTANTS = (
         "            pass\n",
         REFERENCE_TESTS,
         "an adapter that was to be read stays on while the policy learns",
+    ),
+    Mutant(
+        "padded_queries_learn",
+        SHARED,
+        "            if block.padding_BQ is not None:",
+        "            if False:",
+        FAST,
+        "padding that answers for a real token's gradient",
+    ),
+    Mutant(
+        "a_prompt_learns_from_one_completion",
+        SHARED,
+        "    grad_T.scatter_add_(",
+        "    grad_T.scatter_(",
+        FAST,
+        "shared keys whose gradients overwrite each other instead of adding up",
+    ),
+    Mutant(
+        "softmax_backward_without_its_mean",
+        SHARED,
+        "pull.sub_(shift).mul_(weights)",
+        "pull.mul_(weights)",
+        FAST,
+        "a hand-written backward whose forward is right",
+    ),
+    Mutant(
+        "norm_moves_along_itself",
+        FUSED,
+        "            pull.addcmul_(normed, along[:, None], value=-1).mul_(rate_T[part, None])",
+        "            pull.mul_(rate_T[part, None])",
+        FUSED_TESTS,
+        "the norm's own derivative left out",
+    ),
+    Mutant(
+        "gate_learns_as_if_linear",
+        FUSED,
+        "torch.ops.aten.silu_backward(pull, gate_TH[part])",
+        "pull * torch.sigmoid(gate_TH[part])",
+        FUSED_TESTS,
+        "half of the derivative of x · σ(x)",
+    ),
+    Mutant(
+        "every_norm_is_taken_for_llamas",
+        FUSED,
+        'and hasattr(module, "variance_epsilon")',
+        "",
+        FUSED_TESTS,
+        "Gemma multiplies by 1 + weight: a kernel patched in by class name alone",
+    ),
+    Mutant(
+        "another_trunks_frozen_states",
+        NETWORK,
+        '        if self.peft is None or "frozen_TH" not in batch:',
+        '        if "frozen_TH" not in batch:',
+        FROZEN_TESTS,
+        "cached states of one model read by another",
+    ),
+    Mutant(
+        "only_the_first_adapter_counts_as_frozen",
+        FROZEN,
+        "    return min(places, default=0)",
+        "    return max(places, default=0)",
+        FROZEN_TESTS,
+        "layers that learn taken for frozen ones",
     ),
 )

@@ -139,36 +139,36 @@ MUTANTS = (
     Mutant(
         "source_is_the_token_itself",
         PACKING,
-        "[last_of_prompt, *range(offset, offset + length - 1)]",
-        "range(offset, offset + length)",
+        "[last_of_prompt, *range(start, start + length - 1)]",
+        "range(start, start + length)",
         PATH,
         "log-probs without the shift: each token is read off the state that has seen it",
     ),
     Mutant(
         "first_token_follows_the_sibling",
         PACKING,
-        "[last_of_prompt, *range(offset, offset + length - 1)]",
-        "range(offset - 1, offset + length - 1)",
+        "[last_of_prompt, *range(start, start + length - 1)]",
+        "range(start - 1, start + length - 1)",
         PATH,
         "with a shared prompt, the state before a completion is not the one to its left",
     ),
     Mutant(
         "positions_do_not_restart",
         PACKING,
-        "            self._write(completion.ids, offset, prompt_length, index, branch)",
-        "            self._write(completion.ids, offset, offset, index, branch)",
+        "            self._write(completion.ids, prompt_length, index, branch)",
+        "            self._write(completion.ids, start, index, branch)",
         PATH,
         "packing without position ids per segment",
     ),
     Mutant(
         "stop_token_outside_the_mask",
         PACKING,
-        "            self.source_N += [last_of_prompt, *range(offset, offset + length - 1)]\n"
-        "            self.target_N += range(offset, offset + length)\n"
+        "            self.source_N += [last_of_prompt, *range(start, start + length - 1)]\n"
+        "            self.target_N += range(start, start + length)\n"
         "            self.completion_N += [len(self.group_C)] * length\n",
         "            said = length - (completion.finish is FinishReason.STOP)\n"
-        "            self.source_N += [last_of_prompt, *range(offset, offset + length - 1)][:said]\n"
-        "            self.target_N += range(offset, offset + said)\n"
+        "            self.source_N += [last_of_prompt, *range(start, start + length - 1)][:said]\n"
+        "            self.target_N += range(start, start + said)\n"
         "            self.completion_N += [len(self.group_C)] * said\n",
         STOP,
         "TRL's SFT never trained EOS (trl #1623, again #3091)",
@@ -176,12 +176,12 @@ MUTANTS = (
     Mutant(
         "prompt_tokens_in_the_loss",
         PACKING,
-        "            self.source_N += [last_of_prompt, *range(offset, offset + length - 1)]\n"
-        "            self.target_N += range(offset, offset + length)\n"
+        "            self.source_N += [last_of_prompt, *range(start, start + length - 1)]\n"
+        "            self.target_N += range(start, start + length)\n"
         "            self.completion_N += [len(self.group_C)] * length\n",
         "            asked = range(last_of_prompt - prompt_length + 1, last_of_prompt + 1)\n"
-        "            self.source_N += [*asked, *range(offset, offset + length - 1)]\n"
-        "            self.target_N += [*asked[1:], *range(offset, offset + length)]\n"
+        "            self.source_N += [*asked, *range(start, start + length - 1)]\n"
+        "            self.target_N += [*asked[1:], *range(start, start + length)]\n"
         "            self.completion_N += [len(self.group_C)] * (length + prompt_length - 1)\n",
         PATH,
         "TRL's prompt length became 2 and the prompt was trained (trl #6105)",
@@ -197,8 +197,8 @@ MUTANTS = (
     Mutant(
         "step_label_off_by_one",
         PACKING,
-        "            self.step_end_S += [offset + last for last, _ in completion.steps]",
-        "            self.step_end_S += [offset + last + 1 for last, _ in completion.steps]",
+        "            self.step_end_S += [start + last for last, _ in completion.steps]",
+        "            self.step_end_S += [start + last + 1 for last, _ in completion.steps]",
         PATH,
         "a process reward read at the token after the step's end",
     ),

@@ -48,7 +48,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
             sums.add(logits, *_here(target_N, part))
         normaliser_N = sums.highest_N + sums.total_N.log()
         entropy_N = normaliser_N - sums.highest_N - sums.weighted_N / sums.total_N
-        collision_N = sums.squared_N.log() - 2 * sums.total_N.log() if collision else None
+        collision_N = sums.collision_N
         ctx.save_for_backward(hidden_NH, weight_VH, target_N, normaliser_N)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy_N, *([] if collision_N is None else [collision_N]))
@@ -106,6 +106,10 @@ class _Sums:
         if self.squared_N is not None:
             self.squared_N.mul_(kept_N**2).add_(torch.linalg.vecdot(weights, weights))
         self.highest_N = highest_N
+
+    @property
+    def collision_N(self) -> Tensor | None:
+        return None if self.squared_N is None else self.squared_N.log() - 2 * self.total_N.log()
 
 
 def _tiles(hidden_NH: Tensor, weight_VH: Tensor) -> Iterator[slice]:

@@ -130,7 +130,8 @@ class SharedPrompts:
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q kᵀ · scale) v block by block. query_T [T, heads, d]; key, value [T, key heads, d]."""
+    """softmax(q kᵀ · scale) v, block by block: query [T, heads, d], key and value [T, key heads,
+    d] -> [T, heads, d]."""
 
     @staticmethod
     def forward(
