@@ -15,9 +15,9 @@ from typing import Any
 
 import tiny_language as tiny
 import torch
-from layouts import seen_TT
 from torch import Tensor, nn
 
+from layouts import seen_TT
 from truing.models.heads import ScalarHead
 from truing.models.network import Network
 from truing.models.roles import Roles

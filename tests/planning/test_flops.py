@@ -112,3 +112,13 @@ def test_parts_add_up():
     assert Flops(1, 2, 3) + Flops(10, 20, 30) == Flops(11, 22, 33)
     assert Flops(1, 2, 3).total == 6
     assert flops.training(ModelSizes(1, 1, 1, 1), Work()).total == 0
+
+
+def test_lower_and_upper_layers_make_a_forward_pass():
+    _, last = counted("llama", Lora(rank=4, last_layers=1))
+    lower, upper = flops.lower(last, ROW), flops.upper(last, ROW)
+    assert lower + upper == flops.forward(last, ROW)
+    _, plain = counted("llama")
+    assert 2 * lower.linear == flops.forward(plain, ROW).linear
+    assert 2 * lower.attention == flops.forward(plain, ROW).attention
+    assert flops.lower(plain, ROW).total == 0

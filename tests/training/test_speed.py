@@ -170,3 +170,18 @@ def test_the_meter_sees_micro_batches_as_the_step_does():
     groups = random_groups(3, 6, 2)
     assert Meter().total("train") == Work()
     assert sum(work_of(part).tokens for part in micro_batches(groups, 30)) == work_of(groups).tokens
+
+
+@pytest.mark.parametrize("method", ["dpo", "ppo"])
+def test_layers_below_the_adapters_are_counted_once_for_all_passes(method, tmp_path):
+    stage = built(method, num_train_epochs=2, lora={"rank": 2, "last_layers": 1})
+    run(stage, tmp_path)
+    meter = stage.meter
+    trained, placed = meter.total("train"), meter.total("frozen")
+    # rows are placed anew each epoch, a rollout once for both
+    assert trained.tokens == (2 if method == "ppo" else 1) * placed.tokens
+    said = measured_speed(meter, stage.roles, "policy")
+    sizes = speed.model_sizes(stage.roles.policy, "policy")
+    expected = flops.training(sizes, trained) - flops.lower(sizes, trained)
+    assert said.flops["train"] == expected
+    assert said.flops["frozen"] == flops.lower(sizes, placed) != Flops()

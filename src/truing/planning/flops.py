@@ -74,6 +74,11 @@ class Flops:
             self.linear + other.linear, self.attention + other.attention, self.head + other.head
         )
 
+    def __sub__(self, other: Flops) -> Flops:
+        return Flops(
+            self.linear - other.linear, self.attention - other.attention, self.head - other.head
+        )
+
 
 def _triangle(length: int) -> int:
     """Pairs of a causal run of `length` tokens: each sees itself and what is before it."""
@@ -100,6 +105,22 @@ def forward(sizes: ModelSizes, work: Work) -> Flops:
         attention=4 * sizes.layers * sizes.width * work.pairs,
         head=2 * sizes.head_weights * work.predicted,
     )
+
+
+def lower(sizes: ModelSizes, work: Work) -> Flops:
+    """A pass over the layers that no gradient reaches: the same whoever reads them, so one pass
+    over a batch serves the policy, its reference and every epoch. 0 where all layers learn."""
+    layers = sizes.layers - sizes.reached_layers
+    own = sizes.reached_weights - sizes.adapter_weights
+    return Flops(
+        linear=2 * (sizes.trunk_weights - own) * work.tokens,
+        attention=4 * layers * sizes.width * work.pairs,
+    )
+
+
+def upper(sizes: ModelSizes, work: Work) -> Flops:
+    """One pass over the layers that learn, and the head."""
+    return forward(sizes, work) - lower(sizes, work)
 
 
 def backward(sizes: ModelSizes, work: Work) -> Flops:

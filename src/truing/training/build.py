@@ -97,7 +97,13 @@ def build(method: Method, inputs: Inputs) -> Built:
         meter.add(kind, batch, logits=objective.trains != "reward")
         return roles.outputs(batch, objective.trains, objective.extra_outputs)
 
-    complete = _Complete(device, "reference_logps_N" in objective.required, roles, meter)
+    def place(batch: Batch) -> Batch:
+        placed = roles.placed(batch, device)
+        if "frozen_TH" in placed:
+            meter.add("frozen", placed, logits=False)
+        return placed
+
+    complete = _Complete(place, "reference_logps_N" in objective.required, roles, meter)
     source = _source(method, inputs, roles, complete, device, meter)
     optimizer = make_optimizer(masters, training.learning_rate, training.weight_decay)
 
@@ -134,7 +140,8 @@ def build(method: Method, inputs: Inputs) -> Built:
 class _Complete:
     """A batch of rows on the device, with the reference's log-probs if the objective reads them."""
 
-    device: torch.device
+    place: Callable[[Batch], Batch]
+    """Onto the device, with what all passes over the batch have in common."""
     reads_reference: bool
     roles: Roles
     meter: Meter
@@ -142,11 +149,11 @@ class _Complete:
     """What was computed before training; None: they are computed with each batch."""
 
     def __call__(self, batch: Batch, groups: Sequence[TokenGroup]) -> Batch:
-        batch = self.roles.placed(batch, self.device)
+        batch = self.place(batch)
         if not self.reads_reference:
             return batch
         if self.cached is not None:
-            logps_N = self.cached.of(groups).to(self.device)
+            logps_N = self.cached.of(groups).to(batch.tokens_T.device)
         else:
             self.meter.add("reference", batch)
             logps_N = self.roles.reference_logps(batch)
@@ -260,7 +267,7 @@ def _source(
     method: Method,
     inputs: Inputs,
     roles: Roles,
-    complete: Callable[[Batch, Sequence[TokenGroup]], Batch],
+    complete: _Complete,
     device: torch.device,
     meter: Meter,
 ) -> Source:
@@ -278,7 +285,7 @@ def _source(
     assert isinstance(training, config.OnPolicy)
     return OnPolicy(
         prompts=inputs.train,
-        collector=_collector(method, training, inputs, roles, device, meter),
+        collector=_collector(method, training, inputs, roles, complete.place, device, meter),
         on_rollout=inputs.on_rollout,
         prompts_per_rollout=training.rollout_batch_size,
         completions_per_prompt=training.num_generations,
@@ -314,6 +321,7 @@ def _collector(
     training: config.OnPolicy,
     inputs: Inputs,
     roles: Roles,
+    place: Callable[[Batch], Batch],
     device: torch.device,
     meter: Meter,
 ) -> Collector:
@@ -356,7 +364,7 @@ def _collector(
         batch_size=training.batch_size,
         micro_batch_tokens=training.micro_batch_tokens,
         device=device,
-        place=lambda batch: roles.placed(batch, device),
+        place=place,
         draw_greedy=draw_greedy,
         dynamic_rounds=training.dynamic_rounds if training.dynamic_sampling else 0,
         demonstrations=_demonstrations(method, training, inputs),

@@ -17,8 +17,9 @@ from truing.models.network import OWN_ADAPTER, Network
 from truing.planning import flops
 from truing.planning.flops import ModelSizes, Work
 
-KINDS = ("train", "forward", "reference", "reward", "sample")
-"""Passes that are told apart. `forward` is the learning network without a gradient: the log-probs
+KINDS = ("frozen", "train", "forward", "reference", "reward", "sample")
+"""Passes that are told apart. `frozen` is the layers below the first adapter, computed once for
+all other passes over the same batch, which then begin above them. `forward` is the learning network without a gradient: the log-probs
 of a rollout, and what an objective must know of a whole step."""
 
 

@@ -188,9 +188,11 @@ def measured_speed(meter: Meter, roles: Roles, trains: str) -> Speed:
     network = roles.policy
     sizes = model_sizes(network, trains)
     judge = model_sizes(roles.reward_copy, "reward") if roles.reward_copy else sizes
+    own = flops.upper if "frozen" in meter.work else flops.forward
     costs = {
-        "train": lambda work: flops.training(sizes, work),
-        "forward": lambda work: flops.forward(sizes, work),
+        "frozen": lambda work: flops.lower(sizes, work),
+        "train": lambda work: own(sizes, work) + flops.backward(sizes, work),
+        "forward": lambda work: own(sizes, work),
         "reference": lambda work: flops.reference(sizes, work),
         "reward": lambda work: flops.forward(judge, work),
         "sample": lambda work: flops.forward(sizes, work),
