@@ -26,7 +26,6 @@ from bench import machine, report
 from bench.job import WORKS, Job, Row, Setting, draw
 from bench.pairing import BenchError, Say, pair, screen
 from bench.rounds import Run, fastest
-from truing import config
 from truing.errors import TruingError, UsageError
 from truing.models import loading, tiny
 
@@ -43,6 +42,7 @@ class Match(NamedTuple):
     name: str
     ours: Setting
     theirs: list[Setting]
+    """Empty: the fastest of the match before, with the reference as ours has it."""
 
 
 def matches(job: Job) -> list[Match]:
@@ -63,10 +63,8 @@ def matches(job: Job) -> list[Match]:
     found = [Match("as it comes", ours, plain)]
     if job.work == "dpo":
         found = [Match("reference online", ours, plain)]
-        cached = [dataclasses.replace(setting, reference="cached") for setting in plain]
-        if "reference_logps" in config.Offline.model_fields:
-            own = dataclasses.replace(ours, reference="cached")
-            found.append(Match("reference cached", own, cached))
+        own = dataclasses.replace(ours, reference="cached")
+        found.append(Match("reference cached", own, []))
     return found
 
 
@@ -103,17 +101,23 @@ def compare(job: Job, repeats: int, say: Say) -> dict[str, Any]:
     tried: dict[str, dict[str, Any]] = {}
     compared: dict[str, Any] = {}
     pairs = []
+    bests: list[Setting] = []
     for match in matches(job):
         say(f"{job.work}, {match.name}: every setting of the peer once")
-        runs, checked = screen(job, match.theirs, say)
+        theirs = match.theirs or [
+            dataclasses.replace(best, reference=match.ours.reference) for best in bests[-1:]
+        ]
+        runs, checked = screen(job, theirs, say)
         compared |= checked
         best = fastest(runs)
+        bests.append(best)
         tried |= {setting.label: _tried(run) for setting, run in runs.items()}
-        for theirs in (best, dataclasses.replace(best, keeps_memory=True)):
-            say(f"{job.work}: {match.name}, ours and {theirs.label} in turn")
-            found, parts = pair(job, match.ours, theirs, repeats, say)
+        for rival in (best, dataclasses.replace(best, keeps_memory=True)):
+            rounds = -(-repeats // 2) if rival.keeps_memory else repeats
+            say(f"{job.work}: {match.name}, ours and {rival.label} in turn")
+            found, parts = pair(job, match.ours, rival, rounds, say)
             fraction = parts["floor_seconds"] / found.seconds(0)
-            name = match.name + (" (not a TRL setting)" if theirs.keeps_memory else "")
+            name = match.name + (" (not a TRL setting)" if rival.keeps_memory else "")
             pairs.append(
                 {"name": name, **found.dump(), "parts": parts, "fraction_of_limit": fraction}
             )
