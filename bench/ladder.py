@@ -18,7 +18,6 @@ from bench import machine, report, switches
 from bench.against_trl import jobs, model_folder, parser, read, write
 from bench.job import Job, Setting
 from bench.pairing import Say, pair
-from truing import config
 from truing.errors import TruingError
 
 
@@ -26,8 +25,7 @@ def steps(job: Job) -> dict[str, Setting]:
     """What is left out -> the setting without it."""
     found = {name: Setting("ours", without=name) for name in switches.OFF}
     found["bfloat16"] = Setting("ours", "float32")
-    if "reference_logps" in config.Offline.model_fields:
-        found["nothing, but with a cached reference"] = Setting("ours", reference="cached")
+    found["nothing, but with a cached reference"] = Setting("ours", reference="cached")
     return found
 
 

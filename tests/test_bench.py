@@ -256,10 +256,31 @@ def test_unknown_work_is_refused():
 
 def test_every_candidate_is_told_apart(folder, data):
     for work in ("dpo", "reward", "sft", "grpo", "sample"):
-        for match in against_trl.matches(a_job(folder, data, work)):
-            labels = [setting.label for setting in match.theirs]
-            assert len(set(labels)) == len(labels) > 1
-            assert all(s.reference == match.ours.reference for s in match.theirs)
+        first, *after = against_trl.matches(a_job(folder, data, work))
+        labels = [setting.label for setting in first.theirs]
+        assert len(set(labels)) == len(labels) > 1
+        assert all(s.reference == first.ours.reference for s in first.theirs)
+        # what comes after takes the fastest of the first, with the reference as ours has it
+        assert [match.theirs for match in after] == [[]] * (work == "dpo")
+
+
+def test_a_match_without_candidates_takes_the_fastest_before(folder, data, monkeypatch):
+    tried = []
+
+    def screened(job, candidates, say):
+        tried.append([setting.label for setting in candidates])
+        speeds = {"autocast": 3.0}
+        return {s: Run(1.0, speeds.get(s.precision, 1.0), 1, 1) for s in candidates}, {}
+
+    def paired(job, ours, theirs, repeats, say):
+        run = Run(1.0, 1, 1, 1)
+        return Comparison(ours.label, theirs.label, ((run, run),), (1, 1)), {"floor_seconds": 1.0}
+
+    monkeypatch.setattr(against_trl, "screen", screened)
+    monkeypatch.setattr(against_trl, "pair", paired)
+    found = against_trl.compare(a_job(folder, data, "dpo"), 1, lambda line: None)
+    assert tried[1:] == [["trl autocast cached reference"]]
+    assert [pair["theirs"]["label"] for pair in found["pairs"]][-2] == tried[1][0]
 
 
 def test_limits_are_limits():
