@@ -1,0 +1,41 @@
+"""The recipe: what a user may write, checked before anything is loaded. No torch.
+
+A recipe is a graph of named stages. Every stage has a `method`: `preferences`, `best_of_n` and
+`evaluate` are described here; any other method is an objective, whose own fields (`beta`, ...)
+stand beside the training fields and are checked by training/method.py, which knows the class.
+"""
+
+from truing.config.reading import (
+    RESERVED_STAGE_NAMES,
+    apply_override,
+    check,
+    check_recipe,
+    explain_validation,
+    read_recipe,
+)
+from truing.config.sections import Data, Lora, Model, Sampling, Section, Stage
+from truing.config.stages import PIPELINE_METHODS, BestOfN, Evaluate, Preferences, Recipe
+from truing.config.training import Offline, OnPolicy, Training
+
+__all__ = [
+    "PIPELINE_METHODS",
+    "RESERVED_STAGE_NAMES",
+    "BestOfN",
+    "Data",
+    "Evaluate",
+    "Lora",
+    "Model",
+    "Offline",
+    "OnPolicy",
+    "Preferences",
+    "Recipe",
+    "Sampling",
+    "Section",
+    "Stage",
+    "Training",
+    "apply_override",
+    "check",
+    "check_recipe",
+    "explain_validation",
+    "read_recipe",
+]
