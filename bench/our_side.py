@@ -23,8 +23,10 @@ from truing.models import loading
 from truing.models.network import Network
 from truing.ops import segment_sum
 from truing.rollouts.sampler import sample
-from truing.training.build import Built, Inputs, build, sampling_settings
+from truing.training.build import Built, build
+from truing.training.inputs import Inputs
 from truing.training.method import resolve
+from truing.training.on_policy import sampling_settings
 from truing.training.sources import Offline, OnPolicy
 
 METHODS = {"sft": "sft", "reward": "bradley_terry", "dpo": "dpo", "grpo": "grpo"}

@@ -110,8 +110,8 @@ MUTANTS = (
     ),
     Mutant(
         "reference_copy_is_loaded_for_nothing",
-        "training/build.py",
-        "    if _caches_reference(method):\n        needs_reference = False",
+        "training/networks.py",
+        "    if method.caches_reference:\n        needs_reference = False",
         "    if False:\n        needs_reference = False",
         CACHED,
         "trl precomputes reference log-probs and keeps the reference model in memory",

@@ -6,7 +6,7 @@ from .mutant import Mutant
 
 CHOOSING, ROWS, SLOTS = "rollouts/choosing.py", "rollouts/rows.py", "rollouts/slots.py"
 LOCAL, SAMPLER = "rollouts/engines/local.py", "rollouts/sampler.py"
-BUILD, GENERATE = "training/build.py", "rollouts/engines/transformers.py"
+ON_POLICY, GENERATE = "training/on_policy.py", "rollouts/engines/transformers.py"
 TESTS = ("rollouts/test_sampler.py",)
 CHOOSING_TESTS = ("rollouts/test_sampler_choosing.py",)
 SLOTS_TESTS = ("rollouts/test_sampler_slots.py",)
@@ -228,7 +228,7 @@ MUTANTS = (
     ),
     Mutant(
         "truncation_does_not_reach_the_sampler",
-        BUILD,
+        ON_POLICY,
         "        top_p=sampling.top_p,\n",
         "",
         ENGINE_TESTS,

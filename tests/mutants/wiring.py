@@ -5,6 +5,7 @@ from __future__ import annotations
 from .mutant import Mutant
 
 BUILD, PRESETS, LOADER = "training/build.py", "objectives/_presets.py", "data/loader.py"
+NETWORKS, ON_POLICY = "training/networks.py", "training/on_policy.py"
 METHOD_TESTS = ("training/test_method.py",)
 WIRING_TESTS = ("training/test_wiring.py",)
 NOISE_TESTS = ("rollouts/test_noise.py",)
@@ -62,7 +63,7 @@ MUTANTS = (
     ),
     Mutant(
         "trained_at_temperature_1",
-        BUILD,
+        NETWORKS,
         "reward_copy, temperature=temperature)",
         "reward_copy)",
         WIRING_TESTS,
@@ -70,7 +71,7 @@ MUTANTS = (
     ),
     Mutant(
         "sampled_at_temperature_1",
-        BUILD,
+        ON_POLICY,
         "        temperature=sampling.temperature,",
         "        temperature=1.0,",
         WIRING_TESTS,

@@ -14,8 +14,8 @@ from truing.models import tiny
 from truing.models.network import Network
 from truing.planning import flops
 from truing.planning.flops import Flops, ModelSizes, Work
-from truing.training.build import lora_config
 from truing.training.meter import Meter, model_sizes
+from truing.training.networks import lora_config
 
 LENGTH = 7
 

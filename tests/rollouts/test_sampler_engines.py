@@ -17,7 +17,7 @@ from truing.models import attention, tiny
 from truing.models.network import Network
 from truing.rollouts.engines import local, transformers
 from truing.rollouts.sampler import sample
-from truing.training.build import sampling_settings
+from truing.training.on_policy import sampling_settings
 
 ENGINES = {"local": local, "transformers": transformers}
 

@@ -17,7 +17,7 @@ from truing.models import loading, tiny
 from truing.models.checkpointing import checkpoint_layers
 from truing.models.forward import hidden_states, unshared_hidden_states
 from truing.models.network import Network
-from truing.training.build import lora_config
+from truing.training.networks import lora_config
 
 
 def networks(architecture, lora):

@@ -19,7 +19,8 @@ from truing.data.formats import parse_rows
 from truing.data.readers import Row, read_rows
 from truing.models import loading
 from truing.training.arrange import arrange
-from truing.training.build import Inputs, build
+from truing.training.build import build
+from truing.training.inputs import Inputs
 from truing.training.loop import measure
 from truing.training.method import resolve
 

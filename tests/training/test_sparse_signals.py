@@ -10,8 +10,9 @@ from small_groups import random_groups
 from truing.config import Model
 from truing.errors import NumericsError, RolloutError
 from truing.rundir import RunDirectory
-from truing.training.build import Inputs, build
+from truing.training.build import build
 from truing.training.contract import check_gradients
+from truing.training.inputs import Inputs
 from truing.training.loop import measure, train
 from truing.training.method import resolve
 

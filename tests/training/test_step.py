@@ -13,8 +13,9 @@ from truing.data.packing import pack
 from truing.errors import NumericsError, UsageError
 from truing.objectives import find
 from truing.objectives.supervised.sft import SFT
-from truing.training.build import Inputs, build
+from truing.training.build import build
 from truing.training.contract import check_gradients, check_numbers
+from truing.training.inputs import Inputs
 from truing.training.method import resolve
 from truing.training.optim import MasterWeights, make_optimizer, make_schedule
 

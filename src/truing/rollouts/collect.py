@@ -71,7 +71,7 @@ class ScoreNormalizer:
 
 @dataclass(slots=True)
 class Collector:
-    """Makes rollouts out of prompts; every part is handed in by training/build.py."""
+    """Makes rollouts out of prompts; every part is handed in by training/on_policy.py."""
 
     draw: Callable[[Sequence[TokenGroup], int], list[TokenGroup]]
     """Prompts and a seed -> groups with sampled completions."""

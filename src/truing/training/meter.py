@@ -1,6 +1,6 @@
 """The meter of a run: how much work was done and how long drawing took. And the sizes of a model.
 
-It is read where the work is called for (training/build.py) and costs a run nothing it would notice.
+It is read where the work is called for (training/build.py, on_policy.py) and costs a run nothing it would notice.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from truing.planning.flops import ModelSizes, Work
 
 KINDS = ("frozen", "train", "forward", "reference", "reward", "sample")
 """Passes that are told apart. `frozen` is the layers below the first adapter, computed once for
-all other passes over the same batch, which then begin above them. `forward` is the learning network without a gradient: the log-probs
-of a rollout, and what an objective must know of a whole step."""
+all other passes over the same batch, which then begin above them. `forward` is the learning
+network without a gradient: the log-probs of a rollout, and what an objective must know of a whole
+step."""
 
 
 @dataclass(slots=True)

@@ -34,6 +34,12 @@ class Method:
         return dict(self.objective.step_zero) | rule
 
     @property
+    def caches_reference(self) -> bool:
+        """Whether the reference's log-probs are computed once, before training."""
+        training = self.training
+        return isinstance(training, config.Offline) and training.reference_logps == "cached"
+
+    @property
     def knobs(self) -> dict[str, Any]:
         """Every key with its value, as config.yaml shows it."""
         parts: dict[str, Any] = self.training.model_dump(mode="json", by_alias=True)
@@ -71,13 +77,11 @@ def resolve(name: str, raw: Mapping[str, Any], where: str) -> Method:
     shared = {key: getattr(training, key) for key in common & set().union(*own)}
     keys |= shared
     objective = _instance(objective_class, keys, where, prefix)
-    if isinstance(training, config.Offline) and training.reference_logps == "cached":
+    rule = None if credit_class is None else _instance(credit_class, keys, where, prefix)
+    method = Method(training, objective, rule)
+    if method.caches_reference:
         _check_cached(objective, where, prefix)
-    return Method(
-        training=training,
-        objective=objective,
-        credit=None if credit_class is None else _instance(credit_class, keys, where, prefix),
-    )
+    return method
 
 
 def _check_cached(objective: Objective, where: str, prefix: str) -> None:

@@ -17,7 +17,7 @@ from truing.rollouts.best_of_n import best
 from truing.rollouts.sampler import sample
 from truing.rollouts.scoring import score_groups
 from truing.rundir import RunInfo
-from truing.training.build import sampling_settings
+from truing.training.on_policy import sampling_settings
 
 COMPLETIONS_FILE = "samples/best.jsonl"
 

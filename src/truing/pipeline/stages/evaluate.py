@@ -27,7 +27,7 @@ from truing.pipeline.stages.best_of_n import COMPLETIONS_FILE
 from truing.rewards.base import score
 from truing.rollouts.sampler import sample
 from truing.rundir import RunInfo
-from truing.training.build import sampling_settings
+from truing.training.on_policy import sampling_settings
 
 RESULTS_FILE = "eval/policies.json"
 

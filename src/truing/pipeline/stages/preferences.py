@@ -22,7 +22,7 @@ from truing.pipeline.stages.base import PipelineStage, Totals
 from truing.rewards.base import Reward, score
 from truing.rollouts.sampler import sample
 from truing.rundir import RunInfo
-from truing.training.build import sampling_settings
+from truing.training.on_policy import sampling_settings
 
 
 class PreferencesStage(PipelineStage):

@@ -32,9 +32,11 @@ from truing.training.arrange import (
     check_kind,
     check_rows,
 )
-from truing.training.build import Built, Inputs, build, sampling_settings
+from truing.training.build import Built, build
+from truing.training.inputs import Inputs
 from truing.training.loop import measure, train
 from truing.training.method import Method, resolve
+from truing.training.on_policy import sampling_settings
 from truing.training.speed import measured_speed
 
 KEPT_SAMPLES = 8
