@@ -1,6 +1,7 @@
 """The meter of a run: how much work was done and how long drawing took. And the sizes of a model.
 
-It is read where the work is called for (training/build.py, on_policy.py) and costs a run nothing it would notice.
+It is read where the work is called for (training/build.py, on_policy.py) and costs a run nothing
+it would notice.
 """
 
 from __future__ import annotations

@@ -1,0 +1,93 @@
+"""The networks that an objective's declarations ask for, and no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig
+
+from truing import config
+from truing.errors import UsageError
+from truing.models import loading
+from truing.models.heads import new_score_head, new_value_head
+from truing.models.network import Network
+from truing.models.roles import Roles, attach_reward_adapter, load_reward_network
+from truing.training.inputs import Inputs
+from truing.training.method import Method
+
+
+def networks(
+    method: Method, inputs: Inputs, device: torch.device, dtype: torch.dtype
+) -> tuple[Roles, LoraConfig | None]:
+    """The networks that the objective's declarations ask for, and no more."""
+    objective = method.objective
+    transformer = loading.load_causal(inputs.source, dtype, inputs.revision)
+    lora = lora_config(inputs.model, transformer)
+    size: int = transformer.config.hidden_size
+    policy = Network(
+        transformer,
+        lora=lora,
+        score_head=new_score_head(size, inputs.seed) if objective.trains == "reward" else None,
+        value_head=new_value_head(size) if objective.trains == "policy+value" else None,
+    )
+    needs_reference = "reference_logps_N" in objective.required or method.credit is not None
+    reference_copy = None
+    if method.caches_reference:
+        needs_reference = False  # before its first update the policy itself says what is kept
+    if needs_reference and (lora is None or objective.moves_reference):
+        reference_copy = Network(loading.load_causal(inputs.source, dtype, inputs.revision))
+        reference_copy.requires_grad_(False).to(device)
+    reward_copy = None
+    if inputs.reward_run is not None:
+        if lora is not None and inputs.shares_trunk:
+            attach_reward_adapter(policy, inputs.reward_run, dtype)
+        else:
+            reward_copy = load_reward_network(inputs.reward_run, dtype)
+            reward_copy.requires_grad_(False).to(device)
+    temperature = getattr(method.training, "temperature", 1.0)
+    if method.credit is not None and temperature == 0:
+        raise UsageError(
+            "temperature: 0 draws one completion for ever: on-policy training needs variety",
+            where=inputs.where,
+            remedy="set temperature above 0",
+        )
+    policy.to(device)
+    return Roles(policy, reference_copy, reward_copy, temperature=temperature), lora
+
+
+def lora_config(model: config.Model, transformer: Any) -> LoraConfig | None:
+    """The recipe's adapters in peft's terms; dropout stays off, as every ratio needs."""
+    if model.lora is None:
+        return None
+    layers: int = transformer.config.num_hidden_layers
+    last = model.lora.last_layers
+    if last is not None and last > layers:
+        raise UsageError(
+            f"model.lora.last_layers is {last}, the model has {layers} layers",
+            remedy=f"give at most {layers}, or null for all",
+        )
+    targets: str | list[str] = model.lora.target_modules
+    if targets == "all-linear" and last is not None:
+        targets = _linear_names(transformer)
+    return LoraConfig(
+        r=model.lora.rank,
+        lora_alpha=model.lora.alpha,
+        target_modules=targets,
+        layers_to_transform=None if last is None else list(range(layers - last, layers)),
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=transformer.config.model_type == "gpt2",
+    )
+
+
+def _linear_names(transformer: Any) -> list[str]:
+    """Names of the linear layers inside the decoder layers: all-linear, spelt out."""
+    head = transformer.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in transformer.named_modules()
+            if type(module).__name__ in ("Linear", "Conv1D") and module is not head
+        }
+    )
