@@ -22,8 +22,8 @@ from truing.models import allocator
 from truing.models.heads import new_score_head
 from truing.models.saving import padding_id
 
-RUNS = 64
-"""Runs one worker can be asked for."""
+RUNS = 12
+"""Runs one worker can be asked for. TRL computes a cached reference for all of their rows first."""
 
 
 def serve(job: Job, setting: Setting, channel: Channel, rollout: list[list[int]]) -> None:
