@@ -112,7 +112,10 @@ def compare(job: Job, repeats: int, say: Say) -> dict[str, Any]:
         best = fastest(runs)
         bests.append(best)
         tried |= {setting.label: _tried(run) for setting, run in runs.items()}
-        for rival in (best, dataclasses.replace(best, keeps_memory=True)):
+        rivals = [best]
+        if job.work == "dpo" and match.theirs:  # once: what the allocator alone would give a peer
+            rivals.append(dataclasses.replace(best, keeps_memory=True))
+        for rival in rivals:
             rounds = -(-repeats // 2) if rival.keeps_memory else repeats
             say(f"{job.work}: {match.name}, ours and {rival.label} in turn")
             found, parts = pair(job, match.ours, rival, rounds, say)

@@ -280,7 +280,8 @@ def test_a_match_without_candidates_takes_the_fastest_before(folder, data, monke
     monkeypatch.setattr(against_trl, "pair", paired)
     found = against_trl.compare(a_job(folder, data, "dpo"), 1, lambda line: None)
     assert tried[1:] == [["trl autocast cached reference"]]
-    assert [pair["theirs"]["label"] for pair in found["pairs"]][-2] == tried[1][0]
+    labels = [pair["theirs"]["label"] for pair in found["pairs"]]
+    assert labels == ["trl autocast", "trl autocast + our allocator setting", *tried[1]]
 
 
 def test_limits_are_limits():
