@@ -32,6 +32,7 @@ from truing.errors import CheckpointError, UsageError
 SCHEMA_VERSION = 1
 RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.jsonl"
 SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
+BEST_OF_N_FILE = "eval/best_of_n.json"
 
 
 class RunInfo(BaseModel):
@@ -111,6 +112,11 @@ class RunDirectory:
         """A JSON file of this run, replaced whole; NaN is refused."""
         text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
         write_text(self.path / name, text + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of this run, or None if it is absent."""
+        file = self.path / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """A JSON-lines file of this run, replaced whole."""

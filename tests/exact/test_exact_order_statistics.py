@@ -99,3 +99,60 @@ def test_pools_that_cannot_answer_are_refused():
     for proxy, gold in ((scores, scores[:2]), (scores, scores / 0), (scores * torch.nan, scores)):
         with pytest.raises(UsageError, match="finite"):
             exact.best_of_n_estimates(proxy, gold, [1])
+
+
+def kl_by_integral(proxy, n, cells=200_000):
+    """∫ over the pool's quantiles of density · log density, in plain floats; ties in one piece."""
+    pool, total = len(proxy), 0.0
+    for level in sorted(set(proxy)):
+        low = sum(r < level for r in proxy) / pool
+        high = sum(r <= level for r in proxy) / pool
+        pieces = 1 if proxy.count(level) > 1 else cells // pool
+        for i in range(pieces):
+            a = low + (high - low) * i / pieces
+            b = low + (high - low) * (i + 1) / pieces
+            mass = b**n - a**n
+            total += mass * math.log(mass / (b - a)) if mass > 0 else 0.0
+    return total
+
+
+@pytest.mark.parametrize("levels", [3, 6, 40], ids=["many ties", "some", "none"])
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_the_kl_of_a_pool_is_an_integral_over_its_quantiles(levels, n):
+    proxy = ((torch.arange(8) * 7 + 3) % 8 % levels).tolist()
+    seen = exact.best_of_n_kl_estimates(torch.tensor(proxy), [n]).item()
+    assert seen == pytest.approx(kl_by_integral(proxy, n), abs=2e-4)
+
+
+@pytest.mark.parametrize("pool", [1, 7, 64])
+def test_without_ties_the_kl_of_a_pool_is_the_bound(pool):
+    torch.manual_seed(0)
+    seen = exact.best_of_n_kl_estimates(torch.randperm(pool), range(1, pool + 1))
+    bounds = [exact.kl_bound(n) for n in range(1, pool + 1)]
+    assert seen.tolist() == pytest.approx(bounds, abs=1e-12)
+
+
+def test_where_all_tie_the_best_of_n_is_the_sampler():
+    assert exact.best_of_n_kl_estimates(torch.zeros(9), range(1, 10)).tolist() == [0.0] * 9
+
+
+@pytest.mark.parametrize("rewards", [REWARDS, TIED_REWARDS], ids=["distinct", "ties"])
+def test_the_kl_of_a_large_pool_is_the_exact_one(rewards):
+    """Sentences of a small language are drawn again and again: far below the bound."""
+    torch.manual_seed(1)
+    law = LANGUAGE.sentence_logps(REFERENCE)
+    pool = rewards[torch.multinomial(law.exp(), 20_000, replacement=True)]
+    for n, seen in zip((2, 8, 64), exact.best_of_n_kl_estimates(pool, (2, 8, 64)), strict=True):
+        truth = exact.best_of_n_kl(law, rewards, n).item()
+        assert seen.item() == pytest.approx(truth, abs=0.02)
+        assert seen.item() < exact.kl_bound(n)
+    assert seen.item() < exact.kl_bound(64) - 0.1
+
+
+def test_pools_without_a_kl_are_refused():
+    scores = torch.tensor([0.1, 0.2, 0.3])
+    for n in (0, 4):
+        with pytest.raises(UsageError, match=f"best of {n} from a pool of 3"):
+            exact.best_of_n_kl_estimates(scores, [n])
+    with pytest.raises(UsageError, match="finite"):
+        exact.best_of_n_kl_estimates(scores / 0, [1])

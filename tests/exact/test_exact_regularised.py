@@ -139,3 +139,25 @@ def test_without_a_price_on_kl_there_is_no_optimum(beta):
             ask(REF, REWARDS, beta)
     with pytest.raises(UsageError, match="beta"):
         exact.frontier(REF, REWARDS, [1.0, beta])
+
+
+def test_the_frontier_at_a_distance_is_the_one_of_its_beta():
+    found = exact.frontier(REF, REWARDS, [0.05, 0.3, 1.0, 4.0])
+    for divergence, reward in zip(found.kls_B.tolist(), found.rewards_B.tolist(), strict=True):
+        assert exact.best_reward_at(REF, REWARDS, divergence) == pytest.approx(reward, abs=1e-6)
+
+
+def test_no_law_is_above_the_frontier_and_its_ends_are_known():
+    torch.manual_seed(0)
+    for sharpness in (0.1, 1.0, 3.0, 10.0):
+        for _ in range(20):
+            law = (REF + sharpness * torch.randn(15).double()).log_softmax(-1)
+            height = exact.best_reward_at(REF, REWARDS, exact.kl(law, REF).item())
+            assert exact.expectation(law, REWARDS).item() <= height + 1e-9
+    mean = exact.expectation(REF, REWARDS).item()
+    assert exact.best_reward_at(REF, REWARDS, 0.0) == pytest.approx(mean, abs=1e-5)
+    everything_on_the_best = -REF[REWARDS.argmax()].item()
+    for divergence in (everything_on_the_best + 0.01, 50.0):
+        height = exact.best_reward_at(REF, REWARDS, divergence)
+        assert height == pytest.approx(REWARDS.max().item(), abs=1e-6)
+    assert exact.best_reward_at(REF, torch.full((15,), 0.7).double(), 1.0) == pytest.approx(0.7)

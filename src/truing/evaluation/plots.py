@@ -199,6 +199,36 @@ def gains(summary: Summary) -> str | None:
     return _svg("gain over the reference", paint, (7.2, 1.3 + 0.42 * len(others)))
 
 
+def best_of_n(points: Sequence[Mapping[str, Any]], stage: str = "", colour: str = INK) -> str:
+    """Reward of the best of n against its distance, for every n of one pool; gold beside proxy.
+
+    A point stands at the KL that the pool's ties tell; the faint line ends at the bound.
+    """
+    kinds = [kind for kind in ("gold", "proxy") if points[0][kind] is not None]
+    near = [point["kl_estimate"]["mean"] for point in points]
+    far = [max(0.0, point["kl_bound"] - x) for point, x in zip(points, near, strict=True)]
+    named = {1 << i for i in range(20)} | {points[-1]["n"]}
+
+    def paint(figure: Any) -> None:
+        panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+        for axes, kind in zip(panels, kinds, strict=True):
+            found = [Interval.model_validate(point[kind]) for point in points]
+            means = [value.mean for value in found]
+            whiskers = {"xerr": [[0.0] * len(far), far], "linestyle": "none", "alpha": 0.35}
+            axes.errorbar(near, means, color=INK, elinewidth=0.8, **whiskers)
+            low, high = [value.low for value in found], [value.high for value in found]
+            axes.fill_between(near, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(near, means, color=colour, marker="o", markersize=3)
+            for point, x, y in zip(points, near, means, strict=True):
+                if point["n"] in named:
+                    place = {"textcoords": "offset points", "fontsize": 7.5}
+                    axes.annotate(str(point["n"]), (x, y), (2, -10), **place)
+            axes.set(title=f"{kind.capitalize()} reward of the best of n", xlabel="KL (nats)")
+            axes.set_ylabel(_SCALE[kind])
+
+    return _svg(f"{stage}: the best of n", paint, (3.6 * len(kinds) + 1, 3.0))
+
+
 _SCALE = {"gold": "annotator's units", "proxy": "reward-model units"}
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from math import log
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -19,7 +20,13 @@ from truing.errors import CheckpointError
 from truing.evaluation import plots, table
 from truing.evaluation.summary import Interval, StageResult, Summary
 from truing.groups import FinishReason
-from truing.rundir import REPORT_FILE, SUMMARY_FILE, RunDirectory, write_text
+from truing.rundir import (
+    BEST_OF_N_FILE,
+    REPORT_FILE,
+    SUMMARY_FILE,
+    RunDirectory,
+    write_text,
+)
 
 
 class Expected(NamedTuple):
@@ -70,9 +77,11 @@ def write_report(output: Path) -> Path:
     Raises CheckpointError if summary.json is absent or not a summary.
     """
     summary = read_summary(output)
-    metrics = {s.name: RunDirectory(output / s.name).metrics() for s in summary.stages}
+    runs = {s.name: RunDirectory(output / s.name) for s in summary.stages}
+    metrics = {name: run.metrics() for name, run in runs.items()}
+    curves = {name: found for name, run in runs.items() if (found := run.read_json(BEST_OF_N_FILE))}
     path = output / REPORT_FILE
-    write_text(path, render(summary, metrics))
+    write_text(path, render(summary, metrics, curves))
     return path
 
 
@@ -95,8 +104,13 @@ def read_summary(output: Path) -> Summary:
         ) from error
 
 
-def render(summary: Summary, metrics: Mapping[str, plots.Metrics]) -> str:
-    """The page. `metrics` is stage -> the lines of its metrics.jsonl."""
+def render(
+    summary: Summary,
+    metrics: Mapping[str, plots.Metrics],
+    curves: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> str:
+    """The page. `metrics` is stage -> the lines of its metrics.jsonl, `curves` stage -> its
+    eval/best_of_n.json."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -114,6 +128,7 @@ def render(summary: Summary, metrics: Mapping[str, plots.Metrics]) -> str:
         prompts=_prompts(summary),
         reward_kl=plots.reward_kl(summary),
         gains=plots.gains(summary),
+        best_of_n=_best_of_n(summary, curves),
         training=_training(summary, metrics),
         checks=_checks(summary),
         sampled=_sampled(summary),
@@ -161,6 +176,16 @@ def _training(summary: Summary, metrics: Mapping[str, plots.Metrics]) -> dict[st
             )
         found[key].append(Pictures(stage, [svg for svg in svgs if svg]))
     return found
+
+
+def _best_of_n(summary: Summary, curves: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A picture of each pool."""
+    styles = plots.policy_styles(summary)
+    colours = {p.stage: styles[p.label].colour for p in reversed(summary.policies)}
+    return [
+        plots.best_of_n(found["points"], stage, colours.get(stage, plots.PALETTE[0]))
+        for stage, found in curves.items()
+    ]
 
 
 def _checks(summary: Summary) -> list[Check]:

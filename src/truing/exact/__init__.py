@@ -15,7 +15,11 @@ from truing.exact.best_of_n import (
     vbon_objective,
 )
 from truing.exact.language import Language
-from truing.exact.order_statistics import best_of_n_estimates, order_weights
+from truing.exact.order_statistics import (
+    best_of_n_estimates,
+    best_of_n_kl_estimates,
+    order_weights,
+)
 from truing.exact.overoptimisation import (
     Fit,
     Peak,
@@ -39,6 +43,7 @@ from truing.exact.preferences import (
 )
 from truing.exact.regularised import (
     Frontier,
+    best_reward_at,
     expectation,
     frontier,
     kl,
@@ -58,8 +63,10 @@ __all__ = [
     "Peak",
     "best_of_n_estimates",
     "best_of_n_kl",
+    "best_of_n_kl_estimates",
     "best_of_n_logps",
     "best_of_n_win_rate",
+    "best_reward_at",
     "bon_gain",
     "bon_peak",
     "bond_loss",

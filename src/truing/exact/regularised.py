@@ -10,6 +10,7 @@ where π* lies: β is in units of reward per nat.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -89,6 +90,29 @@ def frontier(reference_logps_Y: Tensor, rewards_Y: Tensor, betas: Sequence[float
     betas_B = torch.tensor(list(betas), dtype=torch.float64)
     logps_BY = optimal_policy(reference_logps_Y, rewards_Y, betas_B[:, None])
     return Frontier(betas_B, kl(logps_BY, reference_logps_Y), expectation(logps_BY, rewards_Y))
+
+
+def best_reward_at(reference_logps_Y: Tensor, rewards_Y: Tensor, divergence: float) -> float:
+    """The frontier's height at a KL: no law with KL(π‖ref) ≤ `divergence` has a larger E[r].
+
+        min over β > 0 of β (divergence + log Z(β)), the dual of max E_π[r] s.t. KL ≤ divergence
+
+    Unit of the reward; `divergence` ≥ 0 nats. β is found by halving, where KL(π*) crosses
+    `divergence`; as every β gives an upper bound, an inexact one errs upwards. Good to 1e-6 of the
+    rewards' range. Raises nothing. Source: strong duality; algorithm sheet, O1 and O3.
+    """
+    spread = float(rewards_Y.max() - rewards_Y.min())
+    if spread == 0:
+        return float(rewards_Y.max())
+    # a larger β/range than e^12 would lose log Z ~ range/β in its rounding
+    low, high = math.log(spread) - 30, math.log(spread) + 12
+    while high - low > 1e-10:
+        middle = (low + high) / 2
+        optimum_Y = optimal_policy(reference_logps_Y, rewards_Y, math.exp(middle))
+        farther = float(kl(optimum_Y, reference_logps_Y)) > divergence
+        low, high = (middle, high) if farther else (low, middle)
+    beta = math.exp(high)
+    return beta * (divergence + float(log_partition(reference_logps_Y, rewards_Y, beta)))
 
 
 def small_kl_reward(reference_logps_Y: Tensor, rewards_Y: Tensor, divergence: float) -> Tensor:
