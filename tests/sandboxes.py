@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,25 +15,49 @@ from truing.rewards._sandbox import require
 
 
 def stands() -> bool:
+    """Whether this machine has the walls. Walls with a hole are no reason to skip."""
     try:
         require()
-    except RolloutError:
-        return False
+    except RolloutError as error:
+        return "got out" in str(error)
     return True
 
 
 sandboxed = pytest.mark.skipif(not stands(), reason="no Landlock or seccomp on this machine")
 
 
-def processes() -> set[int]:
-    """Every process of this machine that was started from the sandbox, zombies included."""
-    found = set()
+def children(parent: int) -> set[int]:
+    """The processes that `parent` started, zombies included."""
+    return {pid for pid, (mother, _) in _table().items() if mother == parent}
+
+
+def orphans() -> set[int]:
+    """Programs in a sandbox that no Python waits for any more."""
+    table = _table()
+    return {
+        pid
+        for pid, (mother, command) in table.items()
+        if b"_jail._start" in command and b"python" not in table.get(mother, (0, b""))[1]
+    }
+
+
+def _table() -> dict[int, tuple[int, bytes]]:
+    """Process -> its parent, its command line."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            ours = f"PPid:\t{os.getpid()}\n" in (entry / "status").read_text()
-            if ours or b"_jail._start" in (entry / "cmdline").read_bytes():
-                found.add(int(entry.name))
+            status = (entry / "status").read_text()
+            mother = int(status.partition("PPid:")[2].split()[0])
+            found[int(entry.name)] = mother, (entry / "cmdline").read_bytes()
     return found
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait for it. Raises AssertionError when time is up."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -47,9 +73,10 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TRUING_CANARY", "canary-4711")
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    before = processes()
+    before = children(os.getpid())
     yield home
-    assert processes() <= before
+    assert children(os.getpid()) <= before
+    until(lambda: not orphans(), 5)  # those of a test beside this one die on their own
     assert list(scratch.iterdir()) == []
     assert [path.name for path in home.iterdir()] == ["victim"]
     state = victim.stat()
