@@ -1,0 +1,1 @@
+"""Published patterns of preference learning, tried again small: `python -m experiments.NAME`."""
