@@ -25,7 +25,8 @@ class FinishReason(StrEnum):
     """Why a completion ends where it ends."""
 
     STOP = "stop"
-    """The author meant to stop: the stop token follows the text and is a trained target."""
+    """The author meant to stop: the stop token follows the text and is a trained target. A drawn
+    completion that ends with a stop sequence is one too; the sequence stands for the token."""
     LENGTH = "length"
     """The token limit cut it: no stop token follows, and none is trained."""
 
@@ -124,6 +125,8 @@ class TokenCompletion:
     """Of each judged step: the index of its last token in `ids`, and its label."""
     mismatched: bool = False
     """Another prompt's completion, there only to estimate KL."""
+    of_reference: bool = False
+    """Drawn from the reference, not from the policy that learns."""
 
 
 @dataclass(frozen=True, slots=True)
