@@ -13,6 +13,7 @@ from . import (
     pairwise_sides,
     policy_gradient,
     reward,
+    rewards,
     rollouts,
     sampling,
     training,
@@ -33,6 +34,7 @@ ROOMS = (
     pairwise,
     pairwise_sides,
     reward,
+    rewards,
     listwise_and_unpaired,
     exact,
 )

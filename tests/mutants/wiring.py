@@ -142,15 +142,6 @@ MUTANTS = (
         "drop_last without being asked",
     ),
     Mutant(
-        "failed_reward_is_zero",
-        "rewards/base.py",
-        "    for index, value in enumerate(scores):\n",
-        "    scores = [value if math.isfinite(value) else 0.0 for value in scores]\n"
-        "    for index, value in enumerate(scores):\n",
-        ("test_rewards.py",),
-        "a failed reward becomes 0 (AReaL #548, compose-rl #87, verl-omni #366)",
-    ),
-    Mutant(
         "prompts_on_both_sides_of_the_split",
         "data/splits.py",
         "    train = [group for group in groups if group.prompt not in held_out]",

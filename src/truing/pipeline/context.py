@@ -6,7 +6,7 @@ Data are read and encoded before any weights are loaded, so bad rows are found a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,8 @@ from truing.groups import Group, TokenGroup
 from truing.models import loading
 from truing.models.network import Network
 from truing.rewards.base import Reward
+from truing.rewards.model import Model
+from truing.rollouts.learned_reward import LearnedReward, reads_ids_of
 from truing.rundir import RunDirectory, fingerprint
 
 Split = Literal["train", "test"]
@@ -44,6 +46,8 @@ class Context:
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     """Data name -> reason -> rows left out."""
     _groups: dict[str, dict[Split, list[Group]]] = field(default_factory=dict)
+    _through_text: set[str] = field(default_factory=set)
+    """Reward models of which the user was told so."""
 
     @cached_property
     def model_path(self) -> str:
@@ -91,20 +95,35 @@ class Context:
         return int(fingerprint(self.recipe.seed, name), 16) & 0x7FFFFFFF
 
     def reward(self, spec: str | Mapping[str, Any]) -> Reward | Path:
-        """A reward by name, or the folder of a reward model: a stage's, or anyone's."""
+        """The folder of a reward model that reads the policy's own ids (a stage's, or anyone's with
+        the same tokenizer), or a reward over texts."""
         if isinstance(spec, str) and spec in self.recipe.stages:
             return self.run(spec).path
         if isinstance(spec, str) and Path(spec, "config.json").is_file():
-            return Path(spec)
+            if reads_ids_of(Path(spec), self.tokenizer.tokenizer):
+                return Path(spec)
+            if spec not in self._through_text:
+                self.say(f"{spec} has another tokenizer or head: it scores through text")
+                self._through_text.add(spec)
+        return self.text_reward(spec)
+
+    def text_reward(self, spec: str | Mapping[str, Any]) -> Reward:
+        """A reward over texts: a name, fields, a function, a reward model. Opens no weights yet."""
+        if isinstance(spec, str) and spec in self.recipe.stages:
+            spec = {"name": "model", "path": spec}
         try:
-            return rewards.make(spec)
+            return rewards.make(spec, self._reward_model)
         except UsageError as error:
-            if isinstance(spec, str) and not error.what.startswith("unknown"):
+            if not (isinstance(spec, str) and error.what.startswith("unknown name")):
                 raise
             valid = [*rewards.names(), *self.recipe.stages]
-            raise UsageError(
-                error.what, where=self.where, remedy=suggest(str(spec), valid)
-            ) from error
+            raise UsageError(error.what, where=self.where, remedy=suggest(spec, valid)) from error
+
+    def _reward_model(self, model: Model) -> Reward:
+        """A reward model that is asked through text: a stage's, or anyone's."""
+        inside = model.path in self.recipe.stages
+        path = str(self.run(model.path).path) if inside else loading.resolve(model.path)
+        return LearnedReward(replace(model, path=path), self.device, self.dtype)
 
     def groups(self, name: str, split: Split) -> list[Group]:
         """Groups of 'data' or of a stage that made some, train or test."""

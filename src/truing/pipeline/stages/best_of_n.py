@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from truing.config import BestOfN, check
+from truing.errors import RolloutError
 from truing.evaluation.policy import per_completion
 from truing.exact import kl_bound
 from truing.groups import TokenGroup
@@ -15,7 +16,7 @@ from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
 from truing.rollouts.best_of_n import best
 from truing.rollouts.sampler import sample
-from truing.rollouts.scoring import score_groups
+from truing.rollouts.scoring import score_groups, unscored
 from truing.rundir import RunInfo
 from truing.training.on_policy import sampling_settings
 
@@ -79,4 +80,7 @@ class BestOfNStage(PipelineStage):
             return per_completion(
                 groups, lambda batch: network(batch.to(context.device), scores=True).scores_C
             )
-        return score_groups(reward, groups, context.readable)
+        scores = score_groups(reward, groups, context.readable)
+        if scores.faults:
+            raise RolloutError(unscored(scores), where=reward.label)
+        return [value for value in scores.values if value is not None]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
 
 from torch import Tensor
 
-from truing import rewards
 from truing.batch import Batch
 from truing.config import Evaluate, check
 from truing.errors import UsageError, suggest
@@ -24,8 +23,10 @@ from truing.models.roles import load_reward_network
 from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
 from truing.pipeline.stages.best_of_n import COMPLETIONS_FILE
-from truing.rewards.base import score
+from truing.rewards.base import Reward, Scores
+from truing.rollouts.learned_reward import LearnedReward
 from truing.rollouts.sampler import sample
+from truing.rollouts.scoring import score_groups, unscored
 from truing.rundir import RunInfo
 from truing.training.on_policy import sampling_settings
 
@@ -38,9 +39,15 @@ class _Measured:
 
     groups: list[TokenGroup]
     texts: list[str]
-    gold: list[float] | None
-    proxy: list[float] | None
+    gold: Scores | None
+    proxy: Scores | None
     kl: list[float] | None
+
+    @property
+    def faults(self) -> dict[str, dict[str, int]]:
+        """Reward -> why it could not score some -> how many."""
+        rewards = {"gold": self.gold, "proxy": self.proxy}
+        return {name: s.faults for name, s in rewards.items() if s is not None and s.faults}
 
 
 class EvaluateStage(PipelineStage):
@@ -63,9 +70,9 @@ class EvaluateStage(PipelineStage):
     def check(self, context: Context) -> None:
         """The gold reward exists, and there are held-out prompts."""
         if self.config.gold is not None:
-            rewards.make(self.config.gold)
+            context.text_reward(self.config.gold)
         if self.config.proxy is not None and not isinstance(
-            context.reward(self.config.proxy), Path
+            context.reward(self.config.proxy), Path | LearnedReward
         ):
             raise UsageError(
                 f"stages.{self.name}.proxy '{self.config.proxy}' is no reward model",
@@ -91,10 +98,19 @@ class EvaluateStage(PipelineStage):
         config = self.config
         prompts = context.prompts(config.data, "test", config.test_prompts)
         reference = context.network(config.reference)
-        proxy = self._proxy(context)
+        gold, proxy = self._judges(context)
         measured: dict[str, _Measured] = {}
         for number, (label, stage) in enumerate(config.policies.items(), start=1):
-            measured[label] = self._measure(context, stage, prompts, reference, proxy)
+            groups, kl = self._drawn(context, stage, prompts, reference)
+            texts = [context.readable(group.completions[0].ids) for group in groups]
+            measured[label] = _Measured(
+                groups,
+                texts,
+                None if gold is None else gold(groups),
+                None if proxy is None else proxy(groups),
+                kl,
+            )
+            self._tell_faults(context, info, label, measured[label])
             tick(number, len(config.policies), {})
         base = next(
             m
@@ -119,55 +135,50 @@ class EvaluateStage(PipelineStage):
         tokens = sum(group.length for m in measured.values() for group in m.groups)
         return Totals(tokens, model_copies=2 + (proxy is not None))
 
-    def _proxy(self, context: Context) -> Network | None:
-        if self.config.proxy is None:
-            return None
-        folder = context.reward(self.config.proxy)
-        assert isinstance(folder, Path)
-        network = load_reward_network(folder, context.dtype)
-        return network.requires_grad_(False).to(context.device)
+    def _judges(self, context: Context) -> tuple[_Judge | None, _Judge | None]:
+        """What scores completions: the annotator's reward by text, and the reward model."""
+        gold = proxy = None
+        if self.config.gold is not None:
+            gold = _by_text(context, context.text_reward(self.config.gold))
+        if self.config.proxy is not None:
+            found = context.reward(self.config.proxy)
+            proxy = _by_ids(context, found) if isinstance(found, Path) else _by_text(context, found)
+        return gold, proxy
 
-    def _measure(
-        self,
-        context: Context,
-        stage: str,
-        prompts: Sequence[Group],
-        reference: Network,
-        proxy: Network | None,
-    ) -> _Measured:
+    def _tell_faults(self, context: Context, info: RunInfo, label: str, mine: _Measured) -> None:
+        """Completions without a score are left out of the means, and said."""
+        if not mine.faults:
+            return
+        info.facts.setdefault("unscored", {})[label] = mine.faults
+        for name, scores in {"gold": mine.gold, "proxy": mine.proxy}.items():
+            if scores is not None and scores.faults:
+                context.say(f"{self.name}: {label}, {name}: {unscored(scores)}")
+
+    def _drawn(
+        self, context: Context, stage: str, prompts: Sequence[Group], reference: Network
+    ) -> tuple[list[TokenGroup], list[float] | None]:
+        """One completion per prompt, and its KL estimate where the policy drew it here."""
         config, device = self.config, context.device
         temperature = config.temperature or 1.0
         inside = stage in context.recipe.stages
         picked = context.run(stage).rows(COMPLETIONS_FILE) if inside else []
-        kl = None
         if picked:
-            groups = _picked_groups(context.encode(prompts), picked)
-        else:
-            network = context.network(stage) if stage != config.reference else reference
-            groups = sample(
-                network,
-                context.encode(prompts),
-                sampling_settings(config, context.tokenizer.stop_id, context.readable),
-                seed=config.seed if config.seed is not None else context.derived_seed("held-out"),
-            )
+            return _picked_groups(context.encode(prompts), picked), None
+        network = context.network(stage) if stage != config.reference else reference
+        groups = sample(
+            network,
+            context.encode(prompts),
+            sampling_settings(config, context.tokenizer.stop_id, context.readable),
+            seed=config.seed if config.seed is not None else context.derived_seed("held-out"),
+        )
 
-            def logps(of: Network, batch: Batch) -> Tensor:
-                outputs = of(batch.to(device), logps=True, temperature=temperature)
-                logps_N: Tensor = outputs.logps_N
-                return logps_N
+        def logps(of: Network, batch: Batch) -> Tensor:
+            outputs = of(batch.to(device), logps=True, temperature=temperature)
+            logps_N: Tensor = outputs.logps_N
+            return logps_N
 
-            kl = sequence_kl(groups, lambda b: logps(network, b), lambda b: logps(reference, b))
-        texts = [context.readable(group.completions[0].ids) for group in groups]
-        gold = None
-        if config.gold is not None:
-            readable = [prompt.prompt.text for prompt in prompts]
-            gold = score(rewards.make(config.gold), readable, texts)
-        scores = None
-        if proxy is not None:
-            scores = per_completion(
-                groups, lambda batch: proxy(batch.to(device), scores=True).scores_C
-            )
-        return _Measured(groups, texts, gold, scores, kl)
+        kl = sequence_kl(groups, lambda b: logps(network, b), lambda b: logps(reference, b))
+        return groups, kl
 
     def _row(
         self, context: Context, label: str, stage: str, mine: _Measured, base: _Measured
@@ -182,7 +193,7 @@ class EvaluateStage(PipelineStage):
             gold_gain=None if mine is base else _gain(mine.gold, base.gold),
             proxy=_interval(mine.proxy),
             proxy_gain=None if mine is base else _gain(mine.proxy, base.proxy),
-            kl=_interval(mine.kl),
+            kl=None if mine.kl is None else mean_interval(mine.kl),
             kl_bound=made_by.facts.get("kl_bound") if made_by else None,
             length=mean_interval([float(len(c.ids)) for c in completions]),
             distinct_2=distinct_n(mine.texts, 2),
@@ -203,22 +214,45 @@ class EvaluateStage(PipelineStage):
         ]
 
 
-def _interval(values: list[float] | None) -> Interval | None:
-    return None if values is None else mean_interval(values)
+_Judge = Callable[[Sequence[TokenGroup]], Scores]
 
 
-def _gain(mine: list[float] | None, base: list[float] | None) -> Interval | None:
-    """Paired difference on the same prompts."""
+def _by_text(context: Context, reward: Reward) -> _Judge:
+    return lambda groups: score_groups(reward, groups, context.readable)
+
+
+def _by_ids(context: Context, folder: Path) -> _Judge:
+    network = load_reward_network(folder, context.dtype)
+    network.requires_grad_(False).to(context.device)
+
+    def scores_C(batch: Batch) -> Tensor:
+        found: Tensor = network(batch.to(context.device), scores=True).scores_C
+        return found
+
+    return lambda groups: Scores([*per_completion(groups, scores_C)])
+
+
+def _interval(scores: Scores | None) -> Interval | None:
+    """The mean over the completions that have a score."""
+    if scores is None:
+        return None
+    return mean_interval([value for value in scores.values if value is not None])
+
+
+def _gain(mine: Scores | None, base: Scores | None) -> Interval | None:
+    """Paired difference on the prompts where both were scored, if there are any."""
     if mine is None or base is None:
         return None
-    return mean_interval([a - b for a, b in zip(mine, base, strict=True)])
+    both = zip(mine.values, base.values, strict=True)
+    differences = [a - b for a, b in both if a is not None and b is not None]
+    return mean_interval(differences) if differences else None
 
 
 def _picked_groups(prompts: list[TokenGroup], rows: list[dict[str, Any]]) -> list[TokenGroup]:
     return [
-        TokenGroup(
-            prompt.prompt_ids,
-            (TokenCompletion(tuple(row["ids"]), FinishReason(row["finish"])),),
+        replace(
+            prompt,
+            completions=(TokenCompletion(tuple(row["ids"]), FinishReason(row["finish"])),),
         )
         for prompt, row in zip(prompts, rows, strict=True)
     ]
@@ -227,8 +261,8 @@ def _picked_groups(prompts: list[TokenGroup], rows: list[dict[str, Any]]) -> lis
 def _shown(measured: _Measured, index: int) -> SampleCompletion:
     return SampleCompletion(
         text=measured.texts[index],
-        gold=None if measured.gold is None else measured.gold[index],
-        proxy=None if measured.proxy is None else measured.proxy[index],
+        gold=None if measured.gold is None else measured.gold.values[index],
+        proxy=None if measured.proxy is None else measured.proxy.values[index],
         finish=measured.groups[index].completions[0].finish.value,
     )
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from truing import rewards
 from truing.config import Preferences, check
 from truing.data.formats import to_row
 from truing.errors import RolloutError
-from truing.groups import Completion, Group
+from truing.groups import Completion, Group, TokenGroup
 from truing.pipeline.context import Context, Split, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
-from truing.rewards.base import Reward, score
 from truing.rollouts.sampler import sample
+from truing.rollouts.scoring import score_groups, scores_by_group, unscored
 from truing.rundir import RunInfo
 from truing.training.on_policy import sampling_settings
 
@@ -37,7 +36,7 @@ class PreferencesStage(PipelineStage):
 
     def check(self, context: Context) -> None:
         """The annotator exists and there are prompts on both sides."""
-        rewards.make(self.config.annotator)
+        context.text_reward(self.config.annotator)
         if self.config.data != "data":
             return  # prompts that an earlier stage will make
         for split, limit in self._splits():
@@ -48,7 +47,7 @@ class PreferencesStage(PipelineStage):
 
     def run(self, context: Context, info: RunInfo, tick: Tick) -> Totals:
         config = self.config
-        annotator = rewards.make(config.annotator)
+        annotator = context.text_reward(config.annotator)
         network = context.network(config.from_)
         settings = sampling_settings(config, context.tokenizer.stop_id, context.readable)
         seed = context.seed(self.name, config.seed)
@@ -63,12 +62,15 @@ class PreferencesStage(PipelineStage):
                 seed=seed + number,
             )
             tokens += sum(group.length for group in drawn)
-            answered = [
-                self._as_texts(context, prompt, group)
-                for prompt, group in zip(prompts, drawn, strict=True)
+            scores = score_groups(annotator, drawn, context.readable)
+            scored = [
+                _answered(context, *one)
+                for one in zip(prompts, drawn, scores_by_group(scores, drawn), strict=True)
             ]
-            scored = [self._scored(annotator, group) for group in answered]
             pairs, certainty = self._pairs(scored, random.Random(seed + number))
+            if scores.faults:
+                info.facts[f"{split}_unscored"] = scores.faults
+                context.say(f"{self.name}: {unscored(scores)}; their pairs are left out ({split})")
             context.run(self.name).write_rows(f"{split}.jsonl", map(to_row, pairs))
             info.facts |= {
                 f"{split}_pairs": len(pairs),
@@ -77,21 +79,6 @@ class PreferencesStage(PipelineStage):
             }
             tick(number, 2, {})
         return Totals(tokens, model_copies=1)
-
-    def _as_texts(self, context: Context, prompt: Group, drawn: Any) -> Group:
-        completions = tuple(
-            Completion(context.readable(c.ids), c.finish) for c in drawn.completions
-        )
-        return replace(prompt, completions=completions)
-
-    def _scored(self, annotator: Reward, group: Group) -> Group:
-        texts = [c.text for c in group.completions]
-        columns = {name: [value] * len(texts) for name, value in group.columns.items()}
-        scores = score(annotator, [group.prompt.text] * len(texts), texts, columns)
-        completions = tuple(
-            replace(c, score=s) for c, s in zip(group.completions, scores, strict=True)
-        )
-        return replace(group, completions=completions)
 
     def _pairs(self, groups: list[Group], coin: random.Random) -> tuple[list[Group], float]:
         """Neighbours compared; the mean certainty of the choices (½ is a coin, 1 is sure)."""
@@ -102,8 +89,8 @@ class PreferencesStage(PipelineStage):
                 left, right = group.completions[first : first + 2]
                 if not left.text.strip() or not right.text.strip() or left.text == right.text:
                     continue  # nothing to compare; the count of pairs is in run.json
-                assert left.score is not None
-                assert right.score is not None
+                if left.score is None or right.score is None:
+                    continue  # counted in run.json, too
                 drift = (left.score - right.score) / self.config.annotator_temperature
                 prefers_left = 1 / (1 + math.exp(-max(-700.0, min(700.0, drift))))
                 left_wins = coin.random() < prefers_left
@@ -113,8 +100,19 @@ class PreferencesStage(PipelineStage):
                 pairs.append(replace(group, completions=(chosen, rejected), chosen=0, rejected=1))
         if not pairs:
             raise RolloutError(
-                "no two completions could be compared: they are empty or equal",
+                "no two completions could be compared: they are empty, equal or unscored",
                 where=f"stages.{self.name}",
                 remedy="raise temperature or max_completion_length",
             )
         return pairs, certainty / len(pairs)
+
+
+def _answered(
+    context: Context, prompt: Group, drawn: TokenGroup, scores: Sequence[float | None]
+) -> Group:
+    """The prompt with what was drawn, as texts with scores."""
+    completions = tuple(
+        Completion(context.readable(c.ids), c.finish, score)
+        for c, score in zip(drawn.completions, scores, strict=True)
+    )
+    return replace(prompt, completions=completions)

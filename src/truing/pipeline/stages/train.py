@@ -11,7 +11,7 @@ from torch import Tensor
 
 from truing.batch import Batch, Outputs
 from truing.config import Offline, OnPolicy, Sampling
-from truing.errors import DataError
+from truing.errors import DataError, RolloutError
 from truing.evaluation.reward_model import judge
 from truing.groups import TokenGroup
 from truing.models import saving
@@ -22,7 +22,7 @@ from truing.pipeline.stages.base import PipelineStage, Totals
 from truing.rewards.base import Reward
 from truing.rollouts.collect import Rollout, Scorer
 from truing.rollouts.sampler import sample
-from truing.rollouts.scoring import score_groups
+from truing.rollouts.scoring import score_groups, unscored
 from truing.rundir import RunInfo
 from truing.training.arrange import (
     DEMONSTRATIONS,
@@ -187,7 +187,9 @@ class Train(PipelineStage):
 
         def by_text(batch: Batch, groups: Any) -> Tensor:
             scores = score_groups(reward, groups, context.readable)
-            return torch.tensor(scores, device=batch.tokens_T.device)
+            if scores.faults:
+                raise RolloutError(unscored(scores), where=reward.label)
+            return torch.tensor(scores.values, device=batch.tokens_T.device)
 
         return None, by_text
 
