@@ -41,9 +41,17 @@ class BestOfN(Stage, Sampling):
     data: str = "data"
     """Where the (held-out) prompts come from."""
     num_generations: Annotated[int, Field(ge=1)] = 8
-    """n. KL to the sampler is at most log n − (n − 1)/n nats."""
+    """n. KL to the sampler is at most log n − (n − 1)/n nats. Larger: more of what picks is got,
+    further from the sampler, and a curve that goes further."""
+    gold: str | dict[str, Any] | None = None
+    """A reward that does not pick: the curve of every n from 1 to num_generations shows it beside
+    the one that does (a stage, a folder or a reward by name; null: no such curve)."""
     test_prompts: Positive | None = None
     """Use at most this many prompts of the test split (null: all)."""
+
+    def parents(self) -> dict[str, str]:
+        gold = {"gold": self.gold} if isinstance(self.gold, str) else {}
+        return super().parents() | gold
 
 
 class Evaluate(Stage, Sampling):

@@ -72,6 +72,7 @@ def _check_kinds(
 ) -> None:
     """A role is played by a stage that makes the right thing."""
     wanted = {"from": ("weights",), "data": ("groups",), "reward": ("reward",)}
+    wanted["gold"] = wanted["reward"]
     for name, roles in parents.items():
         for role, parent in roles.items():
             makes = wanted.get(role, ("weights", "completions"))

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from torch import Tensor
+
 from truing.config import BestOfN, check
-from truing.errors import RolloutError
+from truing.evaluation.intervals import mean_interval
 from truing.evaluation.policy import per_completion
 from truing.exact import kl_bound
-from truing.groups import TokenGroup
+from truing.groups import Group, TokenGroup
 from truing.models.roles import load_reward_network
 from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
-from truing.rollouts.best_of_n import best
+from truing.rewards.base import Scores
+from truing.rollouts.best_of_n import Curve, best, curve
 from truing.rollouts.sampler import sample
-from truing.rollouts.scoring import score_groups, unscored
-from truing.rundir import RunInfo
+from truing.rollouts.scoring import score_groups, scores_by_group, unscored
+from truing.rundir import BEST_OF_N_FILE, RunInfo
 from truing.training.on_policy import sampling_settings
 
 COMPLETIONS_FILE = "samples/best.jsonl"
 
 
 class BestOfNStage(PipelineStage):
-    """Writes the picked completions; an evaluate stage measures them like any policy's."""
+    """Writes the picked completions, which an evaluate stage measures like any policy's, and what
+    every smaller n would have given."""
 
     config: BestOfN
     makes = "completions"
@@ -34,13 +38,15 @@ class BestOfNStage(PipelineStage):
         return cls(name, check(BestOfN, raw, where, f"stages.{name}"))
 
     def check(self, context: Context) -> None:
-        """There are prompts to answer, and the reward is known."""
+        """There are prompts to answer, and the rewards are known."""
         context.reward(self.config.reward)
+        if self.config.gold is not None:
+            context.reward(self.config.gold)
         if self.config.data == "data":
             context.prompts("data", "test", self.config.test_prompts)
 
     def run(self, context: Context, info: RunInfo, tick: Tick) -> Totals:
-        config = self.config
+        config, directory = self.config, context.run(self.name)
         prompts = context.prompts(config.data, "test", config.test_prompts)
         drawn = sample(
             context.network(config.from_),
@@ -51,36 +57,82 @@ class BestOfNStage(PipelineStage):
             seed=config.seed if config.seed is not None else context.derived_seed("held-out"),
         )
         tick(1, 2, {})
-        scores = self._scores(context, drawn)
-        rows = []
-        for index, (prompt, group) in enumerate(zip(prompts, drawn, strict=True)):
-            mine = scores[index * config.num_generations : (index + 1) * config.num_generations]
-            pick = group.completions[best(mine)]
-            rows.append(
-                {
-                    "prompt": prompt.prompt.text,
-                    "completion": context.readable(pick.ids),
-                    "ids": list(pick.ids),
-                    "finish": pick.finish.value,
-                    "score": max(mine),
-                    "mean_score": sum(mine) / len(mine),
-                }
-            )
-        context.run(self.name).write_rows(COMPLETIONS_FILE, rows)
+        proxy = self._scores(context, info, drawn, config.reward)
+        gold = None if config.gold is None else self._scores(context, info, drawn, config.gold)
+        directory.write_rows(COMPLETIONS_FILE, _picked(context, prompts, drawn, proxy))
+        directory.write_json(BEST_OF_N_FILE, _points(curve(proxy, gold)))
         info.facts |= {"n": config.num_generations, "kl_bound": kl_bound(config.num_generations)}
         tick(2, 2, {})
-        copies = 2 if isinstance(context.reward(config.reward), Path) else 1
+        judges = {str(r): context.reward(r) for r in (config.reward, config.gold) if r is not None}
+        copies = 1 + sum(isinstance(judge, Path) for judge in judges.values())
         return Totals(sum(group.length for group in drawn), model_copies=copies)
 
-    def _scores(self, context: Context, groups: list[TokenGroup]) -> list[float]:
-        reward = context.reward(self.config.reward)
-        if isinstance(reward, Path):
-            network = load_reward_network(reward, context.dtype).requires_grad_(False)
+    def _scores(
+        self,
+        context: Context,
+        info: RunInfo,
+        groups: Sequence[TokenGroup],
+        reward: str | dict[str, Any],
+    ) -> list[list[float | None]]:
+        """The scores of each prompt's completions; those that have none are said."""
+        judge = context.reward(reward)
+        if isinstance(judge, Path):
+            network = load_reward_network(judge, context.dtype).requires_grad_(False)
             network.to(context.device)
-            return per_completion(
+            found = per_completion(
                 groups, lambda batch: network(batch.to(context.device), scores=True).scores_C
             )
-        scores = score_groups(reward, groups, context.readable)
+            return scores_by_group(Scores([*found]), groups)
+        scores = score_groups(judge, groups, context.readable)
         if scores.faults:
-            raise RolloutError(unscored(scores), where=reward.label)
-        return [value for value in scores.values if value is not None]
+            info.facts.setdefault("unscored", {})[judge.label] = scores.faults
+            context.say(f"{self.name}: {judge.label}: {unscored(scores)}")
+        return scores_by_group(scores, groups)
+
+
+def _picked(
+    context: Context,
+    prompts: Sequence[Group],
+    drawn: Sequence[TokenGroup],
+    scores: Sequence[Sequence[float | None]],
+) -> list[dict[str, Any]]:
+    """The best completion of each prompt, as a row."""
+    rows = []
+    for prompt, group, mine in zip(prompts, drawn, scores, strict=True):
+        index = best(mine)
+        pick, known = group.completions[index], [s for s in mine if s is not None]
+        rows.append(
+            {
+                "prompt": prompt.prompt.text,
+                "completion": context.readable(pick.ids),
+                "ids": list(pick.ids),
+                "finish": pick.finish.value,
+                "score": mine[index],
+                "mean_score": sum(known) / len(known),
+            }
+        )
+    return rows
+
+
+def _points(found: Curve) -> dict[str, Any]:
+    """The curve with an interval over prompts at every n. The bound is called a bound."""
+
+    def interval(values_PK: Tensor | None, column: int) -> dict[str, Any] | None:
+        if values_PK is None:
+            return None
+        return mean_interval(values_PK[:, column].tolist()).model_dump()
+
+    return {
+        "prompts": len(found.proxy_PK),
+        "prompts_left_out": found.left_out,
+        "points": [
+            {
+                "n": n,
+                "kl_bound": kl_bound(n),
+                "kl_estimate": interval(found.kl_PK, column),
+                "proxy": interval(found.proxy_PK, column),
+                "gold": interval(found.gold_PK, column),
+            }
+            for column, n in enumerate(found.sizes)
+        ],
+    }
