@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +19,14 @@ from bench.job import Job
 from truing.models.network import Network
 from truing.planning import flops
 from truing.planning.flops import Flops, Work
+from truing.rollouts.choosing import Chooser
+from truing.rollouts.slots import Slots
 from truing.training.meter import model_sizes
 from truing.training.speed import measured_matmul_rate, shapes
 
 PARTS: Mapping[str, re.Pattern[str]] = {
-    "attention": re.compile(r"_Attention|scaled_dot_product"),
-    "logits": re.compile(r"LogProbs"),
+    "attention": re.compile(r"_Attention|scaled_dot_product|decoding attention"),
+    "logits": re.compile(r"LogProbs|choosing tokens"),
     "optimizer": re.compile(r"^Optimizer\.step"),
     "linear": re.compile(r"^aten::(linear|matmul|mm|addmm)$"),
 }
@@ -83,13 +86,27 @@ def profiled(run: Callable[[], Any], device: str) -> tuple[Any, float, dict[str,
     cuda = torch.device(device).type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if cuda else []
-    with torch.profiler.profile(activities=activities) as profile:
+    with _named(), torch.profiler.profile(activities=activities) as profile:
         started = time.perf_counter()
         result = run()
         if cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
     return result, seconds, times_of(profile.events() or [], on_device=cuda)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Inside, the parts of decoding stand in the profile under names of their own."""
+    parts = ((Slots, "__call__", "decoding attention"), (Chooser, "__call__", "choosing tokens"))
+    before = [getattr(kind, method) for kind, method, _ in parts]
+    for (kind, method, name), plain in zip(parts, before, strict=True):
+        setattr(kind, method, torch.profiler.record_function(name)(plain))
+    try:
+        yield
+    finally:
+        for (kind, method, _), plain in zip(parts, before, strict=True):
+            setattr(kind, method, plain)
 
 
 def times_of(events: Iterable[Any], *, on_device: bool = False) -> dict[str, float]:

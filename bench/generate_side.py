@@ -21,7 +21,10 @@ def serve(job: Job, setting: Setting, channel: Channel) -> None:
         allocator.keep_freed_memory()
     transformers.utils.logging.set_verbosity_error()
     dtype = torch.bfloat16 if setting.precision == "bfloat16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=dtype).eval().to(job.device)
+    model = AutoModelForCausalLM.from_pretrained(
+        job.folder, dtype=dtype, attn_implementation=setting.attention
+    )
+    model.eval().to(job.device)
     prompts = [row.ids[0] for row in job.rows]
     channel.loaded(ids=[row.ids for row in job.rows], precision=setting.precision)
     channel.command()  # "warm"

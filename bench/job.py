@@ -23,6 +23,8 @@ from truing.models import loading
 
 WORKS = ("sft", "reward", "dpo", "grpo", "sample")
 MAX_LENGTH = 1024
+RUNS = 12
+"""Runs one worker can be asked for. TRL computes a cached reference for all of their rows first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,9 @@ class Setting:
     """TRL with our allocator setting, which is none of TRL's."""
     cache: str = "dynamic"
     """The key-value cache of `generate`: dynamic or static."""
+    attention: str = "sdpa"
+    """transformers' attention on the peer's side: sdpa (its own choice) or eager, which is two
+    products and a softmax, and faster backwards on some CPUs."""
     without: str = ""
     """A technique of ours that is switched off; see switches.py."""
 
@@ -113,6 +118,7 @@ class Setting:
         words = [self.side, self.precision]
         words += [f"{self.reference} reference"] if self.reference != "online" else []
         words += [f"{self.cache} cache"] if self.cache != "dynamic" else []
+        words += [f"{self.attention} attention"] if self.attention != "sdpa" else []
         words += [f"without {self.without}"] if self.without else []
         words += ["+ our allocator setting"] if self.keeps_memory else []
         return " ".join(words)

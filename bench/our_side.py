@@ -9,19 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench import floor, switches
 from bench.floor import Limit
 from bench.job import Job, Row, Setting
 from bench.worker import Answer, Channel, Clock
 from truing import config
-from truing.batch import Batch
 from truing.data.loader import Loader
 from truing.groups import TokenGroup
 from truing.models import loading
 from truing.models.network import Network
-from truing.ops import segment_sum
+from truing.rewards.base import Scores
 from truing.rollouts.sampler import sample
 from truing.training.build import Built, build
 from truing.training.inputs import Inputs
@@ -35,11 +33,11 @@ CHECKED_TOKENS = 16
 """Greedy tokens that both sides must agree on before sampling is timed."""
 
 
-def even_ids(batch: Batch, groups: Sequence[TokenGroup]) -> Tensor:
+def even_ids(groups: Sequence[TokenGroup]) -> Scores:
     """How many token ids of each completion are even: a reward that costs nothing and that tells
     completions apart even where all have the same length. `trl_side._grpo` has the same one."""
-    even_N = (batch.token_ids_N % 2 == 0).float()
-    return segment_sum(even_N, batch.completion_N, batch.size_C)
+    completions = [completion for group in groups for completion in group.completions]
+    return Scores([float(sum(token % 2 == 0 for token in c.ids)) for c in completions])
 
 
 def knobs(job: Job, setting: Setting) -> dict[str, Any]:

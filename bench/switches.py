@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from truing.batch import Batch
-from truing.models import allocator, forward, network
+from truing.models import allocator, forward, fused, network
 from truing.models.logprobs import TokenStatistics
 from truing.training import build
 
@@ -45,10 +45,12 @@ class DenseMask:
         same = branch[:, :, None] == branch[:, None, :]
         seen = (same | (branch[:, None, :] == 0)) & (column[:, :, None] >= column[:, None, :])
         self.mask = seen[:, None]
+        self.asked: list[int] = []
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
+        self.asked.append(layer)
         q, k, v = (tensor[0][:, self.place].transpose(0, 1) for tensor in (query, key, value))
         mixed = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, self.mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
@@ -120,12 +122,18 @@ def loop_optimizer() -> None:
     make = replace(build, "make_optimizer", make_optimizer)
 
 
+def plain_modules() -> None:
+    """transformers' own norms and gated products."""
+    replace(fused, "fuse", lambda model: None)
+
+
 OFF: Mapping[str, Callable[[], None]] = {
     "keeping freed memory": give_memory_back,
     "attention in segments": dense_mask,
     "shared prompts": unshared_prompts,
     "the head on completions only": head_on_all_tokens,
     "chunked log-probs": full_logits,
+    "fused norms and gates": plain_modules,
     "the fused optimizer": loop_optimizer,
 }
 """Technique -> what switches it off, before the model is loaded."""

@@ -16,14 +16,11 @@ import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from bench.job import MAX_LENGTH, Job, Setting
+from bench.job import MAX_LENGTH, RUNS, Job, Setting
 from bench.worker import Channel, Clock
 from truing.models import allocator
 from truing.models.heads import new_score_head
 from truing.models.saving import padding_id
-
-RUNS = 12
-"""Runs one worker can be asked for. TRL computes a cached reference for all of their rows first."""
 
 
 def serve(job: Job, setting: Setting, channel: Channel, rollout: list[list[int]]) -> None:
@@ -150,7 +147,9 @@ def _dataset(job: Job, row: Callable[[tuple[str, str, str]], dict[str, str]]) ->
 
 
 def _model(job: Job, setting: Setting) -> Any:
-    return AutoModelForCausalLM.from_pretrained(job.folder, dtype=_dtype(setting))
+    return AutoModelForCausalLM.from_pretrained(
+        job.folder, dtype=_dtype(setting), attn_implementation=setting.attention
+    )
 
 
 def _dpo(job: Job, setting: Setting) -> Any:
@@ -174,7 +173,11 @@ def _reward(job: Job, setting: Setting) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(job.folder)
     tokenizer.pad_token_id = padding_id(tokenizer, job.stop_id)  # it pools by looking for padding
     model = AutoModelForSequenceClassification.from_pretrained(
-        job.folder, num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=_dtype(setting)
+        job.folder,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=_dtype(setting),
+        attn_implementation=setting.attention,
     )
     with torch.no_grad():  # both sides start from the same head
         model.score.weight.copy_(new_score_head(model.config.hidden_size, job.seed).weight)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from truing import objectives, registry, rewards
 from truing.explain import (
     CREDIT,
+    CURATION,
     SECTIONS,
     Described,
     Knob,
@@ -56,7 +57,7 @@ SHORT = {
 CITED = re.compile(
     r"([A-Z][\w'-]+(?: et al\.| and [A-Z][\w'-]+)?) (\d{4}) \(arXiv (\d{4}\.\d{4,5})\)"
 )
-"""How a credit rule, which has no card, names a paper."""
+"""How a credit rule or a curation, which has no card, names a paper."""
 
 
 class Paper(NamedTuple):
@@ -86,7 +87,8 @@ def reference_page() -> Iterator[str]:
     rooms = {
         "Recipe": list(SECTIONS),
         "Credit rules": sorted(registry.names(CREDIT)),
-        "Rewards": rewards.names(),
+        "Curation": sorted(registry.names(CURATION)),
+        "Rewards": [f"rewards/{name}" for name in rewards.names()],
     }
     for room, names in rooms.items():
         yield from ("", f"## {room}")
@@ -150,14 +152,15 @@ def papers(described: dict[str, Described]) -> list[Paper]:
             paper = found.setdefault(source.arxiv or source.title, Paper(source, []))
             where = f" ({source.where})" if source.where else ""
             paper.uses.append(f"[{name}](objectives.md#{name}){where}")
-    for name, module in sorted(registry.names(CREDIT).items()):
-        rule = registry.find(CREDIT, name, object)
-        text = f"{inspect.getdoc(sys.modules[module])} {inspect.getdoc(rule)}"
-        for authors, year, number in CITED.findall(" ".join(text.split())):
-            place = f"arXiv {number}"
-            known = Paper(Source(authors, int(year), place, number, place, ""), [])
-            uses = found.setdefault(number, known).uses
-            uses.append(f"[{name}](reference.md#{name}) (credit)")
+    for room, role in ((CREDIT, "credit"), (CURATION, "curation")):
+        for name, module in sorted(registry.names(room).items()):
+            rule = registry.find(room, name, object)
+            text = f"{inspect.getdoc(sys.modules[module])} {inspect.getdoc(rule)}"
+            for authors, year, number in CITED.findall(" ".join(text.split())):
+                place = f"arXiv {number}"
+                known = Paper(Source(authors, int(year), place, number, place, ""), [])
+                uses = found.setdefault(number, known).uses
+                uses.append(f"[{name}](reference.md#{name}) ({role})")
     return list(found.values())
 
 
@@ -196,6 +199,8 @@ def _card(d: Described) -> Iterator[str]:
         yield f"**Credit** by [{d.kind.credit}](reference.md#{d.kind.credit})" + (
             f", with {sets}." if sets else "."
         )
+    if d.kind.curation:
+        yield f"**Curation** by [{d.kind.curation}](reference.md#{d.kind.curation})."
     if d.method.step_zero:
         checks = (f"`{m}` = {value:g}" for m, (value, _) in d.method.step_zero.items())
         yield f"**Before the first update** {', '.join(checks)}."

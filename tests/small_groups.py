@@ -5,9 +5,15 @@ from __future__ import annotations
 import random
 
 from truing.groups import TokenCompletion, TokenGroup
+from truing.rewards.base import Scores
 
 STOP = 2
 """Stop token of the byte tokenizer."""
+
+
+def scorer(score):
+    """A rollout's scorer from a function of one completion and its group."""
+    return lambda groups: Scores([score(c, g) for g in groups for c in g.completions])
 
 
 def random_groups(

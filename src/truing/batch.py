@@ -39,6 +39,7 @@ COLUMNS: Mapping[str, Column] = {
     "mismatched_C": Column(
         "1 for another row's completion, there only to estimate KL", "bool", "the loader"
     ),
+    "of_reference_C": Column("1 if the reference drew it, not the policy", "bool", "rollouts"),
     "step_end_S": Column(
         "index (into T) of the last token of each labelled step", "index", "stepwise rows"
     ),
@@ -48,8 +49,11 @@ COLUMNS: Mapping[str, Column] = {
         "hidden states that enter the first layer with an adapter", "-", "the policy's network"
     ),
     "sampled_logps_N": Column(
-        "log-prob of each token under the policy that sampled it", "nats", "rollouts"
+        "log-prob of each token under the policy that sampled it, as the trainer computes it",
+        "nats",
+        "rollouts",
     ),
+    "sampler_logps_N": Column("the same log-prob as the sampler itself gave it", "nats", "packing"),
     "reference_logps_N": Column(
         "log-prob of each token under the frozen reference", "nats", "the step, or rollouts"
     ),
@@ -153,6 +157,10 @@ class Batch:
                 raise KeyError(f"'{name}' is not in the table of columns of truing.batch")
         return replace(self, columns={**self.columns, **columns})
 
+    def without(self, name: str) -> Batch:
+        """The same batch less a column, if it has it."""
+        return replace(self, columns={k: v for k, v in self.columns.items() if k != name})
+
     def keep(self, kept_C: Tensor) -> Batch:
         """Without the completions where `kept_C` is false: they are not predicted any more.
 
@@ -192,7 +200,7 @@ class Outputs:
     logps_N: Tensor | None = None
     """Log-prob of each predicted token under the policy, float32, nats."""
     entropy_N: Tensor | None = None
-    """Entropy of each predicting distribution, float32, nats, no gradient."""
+    """Entropy of each predicting distribution, float32, nats."""
     values_N: Tensor | None = None
     """Value head at the state before each token, float32."""
     scores_C: Tensor | None = None

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from truing.training.method import Method
 
 WIDTH = 80
-CREDIT = "truing.rollouts.credit"
+CREDIT, REWARD = "truing.rollouts.credit", "rewards/"
+CURATION = "truing.rollouts.curation"
 SECTIONS: dict[str, type[config.Section]] = {
     "recipe": config.Recipe,
     "model": config.Model,
@@ -37,6 +38,8 @@ SECTIONS: dict[str, type[config.Section]] = {
     "data": config.Data,
     "offline": config.Offline,
     "on_policy": config.OnPolicy,
+    "online": config.Online,
+    "actor_critic": config.ActorCritic,
     **config.PIPELINE_METHODS,
 }
 ROWS = (
@@ -69,6 +72,11 @@ class Described(NamedTuple):
     preset: Preset | None
 
     @property
+    def draws(self) -> bool:
+        """Whether it always learns from its own samples, so that it needs prompts and a reward."""
+        return objectives.draws(self.name)
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """The papers: a preset's own, or the card's."""
         if self.preset is None:
@@ -87,9 +95,10 @@ def explain(name: str) -> str:
         return _card(describe(name))
     if name in SECTIONS:
         return "\n".join([_heading(name), _doc(SECTIONS[name]), "", *_knobs(section(name))])
-    rules = registry.names(CREDIT)
-    if ":" in name or name in rewards.names() or name in rules:
-        kind = registry.find(CREDIT if name in rules else "truing.rewards", name, object)
+    rules = {rule: room for room in (CREDIT, CURATION) for rule in registry.names(room)}
+    own = name.removeprefix(REWARD)  # a reward may be called as a method is: rewards/mixture
+    if own != name or ":" in name or name in rewards.names() or name in rules:
+        kind = registry.find(rules.get(name, "truing.rewards"), own, object)
         if hasattr(kind, "trains"):
             return _card(describe(name))
         return "\n".join([_heading(name), _doc(kind), "", *_knobs(knobs(kind))])
@@ -102,7 +111,7 @@ def describe(name: str) -> Described:
     from truing.training.method import resolve
 
     kind = objectives.find(name)
-    stage = {"method": name, **({"reward": "REWARD"} if kind.credit else {})}
+    stage = {"method": name, **({"reward": "REWARD"} if objectives.draws(name) else {})}
     return Described(
         name,
         kind.__module__.removeprefix(objectives.__name__ + ".").rpartition(".")[0],
@@ -148,7 +157,7 @@ def columns(objective: Objective) -> dict[str, Column]:
 
 def rows(described: Described) -> tuple[str, str]:
     """A file name for the rows a method needs, and what is in each."""
-    if described.kind.credit:
+    if described.draws:
         return "prompts.jsonl", "prompt"
     needed = described.method.objective.required
     given = ((file, inside) for column, file, inside in ROWS if column in needed)
@@ -160,7 +169,7 @@ def rows(described: Described) -> tuple[str, str]:
 def command(described: Described) -> str:
     """A command line that trains with the card's own settings."""
     parts = ["truing", described.name, "--model", "M", "--data", rows(described)[0]]
-    parts += ["--reward", "R"] if described.kind.credit else []
+    parts += ["--reward", "R"] if described.draws else []
     parts += ["--output", f"runs/{described.name}"]
     if described.preset is None:
         for key, value in _example_keys(described.card).items():
@@ -262,10 +271,12 @@ def _overview() -> str:
             start = f"    {name}" if name in objectives.presets() else f"  {name}"
             lines += _prose(headline(name), f"{start:{width}}  ", " " * (width + 2))
         lines.append("")
+    taken = {*SECTIONS, *objectives.methods()}
     others = {
         "pipeline": [*config.PIPELINE_METHODS],
         "credit": sorted(registry.names(CREDIT)),
-        "rewards": rewards.names(),
+        "curation": sorted(registry.names(CURATION)),
+        "rewards": [REWARD + n if n in taken else n for n in rewards.names()],
         "recipe": [name for name in SECTIONS if name not in config.PIPELINE_METHODS],
     }
     return "\n".join([*lines, *(f"{kind}: {', '.join(names)}" for kind, names in others.items())])
@@ -279,11 +290,12 @@ def _card(d: Described) -> str:
     lines += [line for note in card.notes for line in (*_prose(note), "")]
     lines += _part("Gradient", _prose(card.gradient))
     lines += _part("Keys", _knobs(knobs(d.kind, keys)))
-    if d.method.credit is not None:
-        rule = type(d.method.credit)
-        text = [*_prose(_doc(rule)), "", *_knobs(knobs(rule, keys))]
-        lines += _part(f"Keys of its credit rule, {d.kind.credit}", text)
-    schema = "on_policy" if d.kind.credit else "offline"
+    rule = d.method.credit or d.method.curation
+    if rule is not None:
+        role = "credit rule" if d.kind.credit else "curation"
+        text = [*_prose(_doc(type(rule))), "", *_knobs(knobs(type(rule), keys))]
+        lines += _part(f"Keys of its {role}, {d.kind.credit or keys['curation']}", text)
+    schema = "on_policy" if d.kind.credit else "online" if d.draws else "offline"
     common = ", ".join(knob.name for knob in section(schema))
     lines += _part(f"Keys of every such stage (truing explain {schema})", _prose(common))
     lines += _part("Needs", _needs(d)) + _part("Before the first update", _step_zero(d))
@@ -300,7 +312,8 @@ def _preset(d: Described) -> Iterator[str]:
     yield ""
     base = describe(d.preset.of).method.knobs
     for key, value in d.preset.keys.items():
-        yield f"    {key} = {written(value)}   ({d.preset.of}: {written(base[key])})"
+        usual = f"   ({d.preset.of}: {written(base[key])})" if key in base else ""
+        yield f"    {key} = {written(value)}{usual}"
     yield ""
     yield f"{d.preset.of}, as this preset sets it:"
 
@@ -335,7 +348,7 @@ def _try(d: Described) -> Iterator[str]:
         yield from " \\\n".join(_prose(kept, "$ ", "    ")).replace("\u00a0", " ").splitlines()
     yield ""
     yield "M  a folder, hub id, .gguf file, package:NAME or random:llama"
-    if d.kind.credit:
+    if d.draws:
         yield "R  a reward model's folder, or a reward by name"
     yield f"{file}  rows with {inside}"
     yield ""

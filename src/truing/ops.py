@@ -39,14 +39,16 @@ def kl_k3(logps_N: Tensor, reference_logps_N: Tensor) -> Tensor:
     return torch.expm1(-d) + d
 
 
-def whiten(values: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """(x − mean) / sqrt(var + ε) over all elements, Bessel's variance, mean removed.
+def whiten(values: Tensor, epsilon: float = 1e-8, *, keep_mean: bool = False) -> Tensor:
+    """(x − mean) / sqrt(var + ε) over all elements, Bessel's variance; + mean with `keep_mean`.
 
-    A single element has no variance and becomes 0.
+    A single element has no variance and becomes 0 (or stays).
     """
-    centred = values - values.mean()
+    mean = values.mean()
+    centred = values - mean
     variance = centred.square().sum() / max(values.numel() - 1, 1)
-    return centred * torch.rsqrt(variance + epsilon)
+    whitened = centred * torch.rsqrt(variance + epsilon)
+    return whitened + mean if keep_mean else whitened
 
 
 def discounted_deltas(deltas_N: Tensor, lengths: list[int], decay: float) -> Tensor:

@@ -15,7 +15,7 @@ from small_groups import random_groups
 from truing.data.packing import micro_batches, pack
 from truing.models import loading, shared_prompts, tiny
 from truing.models.forward import hidden_states, takes_shared_prompts, unshared_hidden_states
-from truing.models.logprobs import token_logprobs
+from truing.models.logprobs import token_statistics
 from truing.models.network import Network
 from truing.models.shared_prompts import SharedPrompts
 
@@ -26,7 +26,7 @@ def trunk_of(model):
 
 def weighted_logps(model, batch, states):
     """A loss that gives every token another weight, so that no two gradients can be swapped."""
-    logps_N, _ = token_logprobs(
+    logps_N, *_ = token_statistics(
         states[batch.source_N], model.get_output_embeddings().weight, batch.token_ids_N
     )
     weights_N = torch.linspace(0.5, 2.0, batch.size_N, dtype=logps_N.dtype)

@@ -14,8 +14,8 @@ MUTANTS = (
     Mutant(
         "missing_stop_is_rewarded",
         BASE,
-        '    return scores_C - penalty * (~batch["finished_C"]).to(scores_C.dtype)',
-        '    return scores_C - penalty * batch["finished_C"].to(scores_C.dtype)',
+        'missing_eos_penalty * (~batch["finished_C"]).to(scores_C.dtype)',
+        'missing_eos_penalty * batch["finished_C"].to(scores_C.dtype)',
         GAE_TESTS,
         "the EOS trick never fires in TRL's XPO and Nash-MD (trl #6805)",
     ),
@@ -67,11 +67,9 @@ MUTANTS = (
         "            for batch, advantages_N in zip(batches, advantages, strict=True)\n"
         "        ]\n"
         "        if self.whiten_advantages:\n"
-        "            whole = whiten(torch.cat(advantages))\n"
-        "            advantages = list(torch.split(whole, [batch.size_N for batch in batches]))\n",
+        "            advantages = list(torch.split(whiten(torch.cat(advantages)), sizes))\n",
         "        if self.whiten_advantages:\n"
-        "            whole = whiten(torch.cat(advantages))\n"
-        "            advantages = list(torch.split(whole, [batch.size_N for batch in batches]))\n"
+        "            advantages = list(torch.split(whiten(torch.cat(advantages)), sizes))\n"
         "        returns = [\n"
         '            advantages_N + batch["values_N"]\n'
         "            for batch, advantages_N in zip(batches, advantages, strict=True)\n"
@@ -82,8 +80,7 @@ MUTANTS = (
     Mutant(
         "whitened_per_micro_batch",
         GAE,
-        "            whole = whiten(torch.cat(advantages))\n"
-        "            advantages = list(torch.split(whole, [batch.size_N for batch in batches]))\n",
+        "            advantages = list(torch.split(whiten(torch.cat(advantages)), sizes))\n",
         "            advantages = [whiten(advantages_N) for advantages_N in advantages]\n",
         GAE_TESTS,
         "lm-human-preferences whitens each minibatch inside the loss",

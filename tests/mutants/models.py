@@ -94,8 +94,8 @@ MUTANTS = (
     Mutant(
         "temperature_forgotten_backwards",
         LOGPROBS,
-        "        grad_N: Tensor = gradients[0] / ctx.temperature",
-        "        grad_N: Tensor = gradients[0]",
+        "None if g is None else g / ctx.temperature for g",
+        "None if g is None else g for g",
         LOGPROBS_TESTS,
         "a hand-written backward whose forward is right",
     ),
@@ -169,8 +169,8 @@ MUTANTS = (
     Mutant(
         "copies_of_a_prompt_add_up",
         FORWARD,
-        "    return flat.index_add(0, places, states) / copies[:, None].to(flat.dtype)",
-        "    return flat.index_add(0, places, states)",
+        "    return torch.cat([states, states.new_zeros(1, states.shape[-1])])[first_T]",
+        "    return states.new_zeros(size_T, states.shape[-1]).index_add(0, places, states)",
         FORWARD_TESTS,
         "a shared prompt's state counted once per completion",
     ),
@@ -225,17 +225,16 @@ MUTANTS = (
     Mutant(
         "reference_at_another_temperature",
         ROLES,
-        "    outputs = self.reference_copy(batch, logps=True, temperature=self.temperature)",
-        "    outputs = self.reference_copy(batch, logps=True)",
+        "network(batch, logps=True, temperature=self.temperature).logps_N",
+        "network(batch, logps=True).logps_N",
         REFERENCE_TESTS,
         "TRL's PPO divides the reference's logits too, others forget it",
     ),
     Mutant(
         "reference_is_the_policy",
         ROLES,
-        "            with self.policy.using(None):\n"
-        "                outputs = self.policy(batch, logps=True, temperature=self.temperature)",
-        "            outputs = self.policy(batch, logps=True, temperature=self.temperature)",
+        "        with self.policy.using(None):\n            yield self.policy",
+        "        yield self.policy",
         REFERENCE_TESTS,
         "adapters left on for the reference: KL is 0 for ever (trl #6591)",
     ),

@@ -57,8 +57,8 @@ MUTANTS = (
     Mutant(
         "whitening_keeps_the_mean",
         OPS,
-        "    return centred * torch.rsqrt(variance + epsilon)",
-        "    return centred * torch.rsqrt(variance + epsilon) + values.mean()",
+        "    return whitened + mean if keep_mean else whitened",
+        "    return whitened + mean",
         OPS_TESTS,
         "torchtune's whiten adds the mean back",
     ),

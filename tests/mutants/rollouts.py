@@ -5,31 +5,31 @@ from __future__ import annotations
 from .mutant import Mutant
 
 COLLECT, BEST = "rollouts/collect.py", "rollouts/best_of_n.py"
+NORMALIZE = "rollouts/normalize.py"
 COLLECT_TESTS = ("rollouts/test_collect.py", "rollouts/test_collect_extras.py")
 
 MUTANTS = (
     Mutant(
         "scores_go_to_other_completions",
         COLLECT,
-        "            for group in micro:\n                found[id(group)] =",
-        "            for group in sorted(micro, key=id):\n                found[id(group)] =",
+        "[next(remaining) for _ in g.completions]) for g in groups]",
+        "[next(remaining) for _ in g.completions]) for g in reversed(groups)]",
         COLLECT_TESTS,
         "rewards zipped with completions in another order",
     ),
     Mutant(
         "normaliser_follows_the_policy",
-        COLLECT,
-        "        if self.enabled and not self.fitted:",
-        "        if self.enabled:",
+        NORMALIZE,
+        '(self.kind == "reference" and self.count)',
+        "False",
         COLLECT_TESTS,
         "legacy TRL scales by a running deviation: the reward's unit drifts with the policy",
     ),
     Mutant(
         "greedy_baseline_not_normalised",
         COLLECT,
-        "            flat = [b.with_columns(baseline_C=self.normalize.apply("
-        'b["baseline_C"])) for b in flat]',
-        "            pass",
+        '*(["baseline_C"] if self.credit.wants_greedy else [])',
+        "",
         COLLECT_TESTS,
         "ReMax with scores in one unit and baselines in another",
     ),

@@ -64,8 +64,8 @@ MUTANTS = (
     Mutant(
         "trained_at_temperature_1",
         NETWORKS,
-        "reward_copy, temperature=temperature)",
-        "reward_copy)",
+        "reward_copy, critic, temperature=temperature)",
+        "reward_copy, critic)",
         WIRING_TESTS,
         "the recipe's temperature reaches the sampler only",
     ),

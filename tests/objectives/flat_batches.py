@@ -31,9 +31,7 @@ def make_batch(
     blank_T = torch.zeros(len(completion_N) + 1, dtype=torch.long)
     index_N = torch.arange(len(completion_N))
     group_C = torch.tensor(list(groups if groups is not None else range(len(lengths))))
-    batch = Batch(
-        blank_T, blank_T, blank_T, blank_T, index_N, index_N + 1, completion_N, group_C
-    )
+    batch = Batch(blank_T, blank_T, blank_T, blank_T, index_N, index_N + 1, completion_N, group_C)
     kinds = dict.fromkeys(INDICES, torch.long) | dict.fromkeys(FLAGS, torch.bool)
     return batch.with_columns(
         **{name: torch.as_tensor(v, dtype=kinds.get(name, dtype)) for name, v in columns.items()}
@@ -120,6 +118,7 @@ def random_columns(batch: Batch, outputs: Outputs, g: torch.Generator) -> dict[s
         "values_N": values_N + noise(n, 0.4),
         "advantages_N": noise(n),
         "returns_N": noise(n),
+        "of_reference_C": coins(c),
     }
 
 

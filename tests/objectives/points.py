@@ -13,7 +13,7 @@ from scalar import Sentence, Tokens, slopes
 from truing.batch import Batch, Loss, Outputs
 from truing.objectives.base import Objective, WholeStep
 
-FLAGS = ("label_C", "mismatched_C", "finished_C", "demonstration_C", "kept_G")
+FLAGS = ("label_C", "mismatched_C", "finished_C", "demonstration_C", "of_reference_C", "kept_G")
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-5}
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import tiny_language as tiny
 import torch
 from torch import Tensor, nn
 
 from layouts import seen_TT
+from objectives import tiny_language as tiny
 from truing.models.heads import ScalarHead
 from truing.models.network import Network
 from truing.models.roles import Roles
@@ -55,7 +55,7 @@ class TableTrunk(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(model_type="table")
+        self.config = SimpleNamespace(model_type="table", num_hidden_layers=0)
         self.state_of_code = torch.zeros(64, dtype=torch.long)
         for words, state in STATE.items():
             self.state_of_code[_code(words)] = state

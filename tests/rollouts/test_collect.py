@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from small_groups import random_groups
+from small_groups import random_groups, scorer
 from truing.data.packing import pack
 from truing.errors import NumericsError
 from truing.exact import kl_bound
 from truing.groups import TokenCompletion, TokenGroup
 from truing.rollouts.best_of_n import best
-from truing.rollouts.collect import Collector, ScoreNormalizer
+from truing.rollouts.collect import Collector
 from truing.rollouts.credit.gae import GAE
+from truing.rollouts.normalize import ScoreNormalizer
 
 
 def collector(**changes):
@@ -33,8 +34,8 @@ def collector(**changes):
         "draw": draw,
         "measure": lambda batch: (-torch.ones(batch.size_N), torch.zeros(batch.size_N)),
         "reference_logps": lambda batch: -torch.ones(batch.size_N),
-        "score": lambda batch, groups: batch.lengths_C.float(),
-        "normalize": ScoreNormalizer(enabled=False),
+        "score": scorer(lambda completion, group: float(len(completion.ids))),
+        "normalize": ScoreNormalizer("none"),
         "credit": GAE(whiten_advantages=False, kl_coef=0.0, lam=1.0),
         "batch_size": 6,
         "micro_batch_tokens": 40,
@@ -61,18 +62,19 @@ def test_every_completion_is_in_exactly_one_minibatch_with_its_own_score():
 
 
 def test_scores_are_normalised_by_the_first_rollout_and_then_never_again():
-    normalize = ScoreNormalizer(enabled=True)
+    normalize = ScoreNormalizer("reference")
     first = torch.tensor([1.0, 2.0, 6.0])
-    [normalised] = normalize([first])
-    assert normalised.mean().item() == pytest.approx(0, abs=1e-6)
-    assert normalised.std().item() == pytest.approx(1, abs=1e-6)
-    [later] = normalize([torch.tensor([3.0, 3.0])])
-    assert later.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    normalize.fit(first)
+    assert normalize.apply(first).mean().item() == pytest.approx(0, abs=1e-6)
+    assert normalize.apply(first).std().item() == pytest.approx(1, abs=1e-6)
+    normalize.fit(torch.tensor([30.0, 40.0]))
+    assert normalize.apply(torch.tensor([3.0, 3.0])).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
     assert normalize.mean == pytest.approx(3.0)
     with pytest.raises(NumericsError, match="same score"):
-        ScoreNormalizer(enabled=True)([torch.ones(4)])
-    [raw] = ScoreNormalizer(enabled=False)([first])
-    assert raw is first
+        ScoreNormalizer("reference").fit(torch.ones(4))
+    raw = ScoreNormalizer("none")
+    raw.fit(first)
+    assert raw.apply(first) is first
 
 
 def test_sampler_and_trainer_disagreement_is_measured():

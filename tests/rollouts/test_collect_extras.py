@@ -9,11 +9,11 @@ import pytest
 import torch
 from test_collect import collector
 
-from small_groups import random_groups
+from small_groups import random_groups, scorer
 from truing.errors import RolloutError
 from truing.groups import FinishReason, TokenGroup
-from truing.rollouts.collect import ScoreNormalizer
 from truing.rollouts.credit.group import GroupCredit
+from truing.rollouts.normalize import ScoreNormalizer
 
 PLAIN = GroupCredit(baseline="none", scale_rewards="none")
 
@@ -22,13 +22,10 @@ def prompts(number=6, seed=1):
     return [TokenGroup(g.prompt_ids) for g in random_groups(seed, number, 0)]
 
 
-def half_silent(batch, groups):
+@scorer
+def half_silent(completion, group):
     """Scores that differ only in groups with a prompt of even length."""
-    scores = []
-    for group in groups:
-        silent = len(group.prompt_ids) % 2
-        scores += [float(i * (not silent)) for i, _ in enumerate(group.completions)]
-    return torch.tensor(scores)
+    return 0.0 if len(group.prompt_ids) % 2 else float(group.completions.index(completion))
 
 
 def advantages_of(rollout):
@@ -66,7 +63,7 @@ def test_a_greedy_baseline_is_drawn_scored_and_normalised_like_the_rest():
     made = collector(
         credit=GroupCredit(baseline="greedy", scale_rewards="none"),
         draw_greedy=greedy,
-        normalize=ScoreNormalizer(enabled=True),
+        normalize=ScoreNormalizer("reference"),
     )
     rollout = made.collect(prompts(), 3)
     raw = torch.cat([torch.tensor([float(c.score) for c in g.completions]) for g in rollout.groups])

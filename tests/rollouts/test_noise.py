@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from test_collect import collector
 
-from small_groups import random_groups
+from small_groups import random_groups, scorer
 from truing.groups import TokenGroup
 from truing.models import loading
 from truing.models.network import Network
@@ -26,7 +26,7 @@ def test_the_completions_of_a_group_differ():
 
 def test_groups_drawn_again_are_drawn_with_other_noise():
     made = collector(
-        score=lambda batch, groups: torch.zeros(batch.size_C),  # nothing ever differs
+        score=scorer(lambda completion, group: 0.0),  # nothing ever differs
         credit=GroupCredit(),
         dynamic_rounds=3,
     )
@@ -37,7 +37,7 @@ def test_groups_drawn_again_are_drawn_with_other_noise():
         drawn = draw(asked, seed)
         if len(seeds) < 4:
             return drawn
-        made.score = lambda batch, groups: torch.arange(float(batch.size_C))
+        made.score = scorer(lambda completion, group: float(len(completion.ids)))
         return drawn
 
     made.draw = noted

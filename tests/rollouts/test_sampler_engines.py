@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from rollouts_sampling import network_of, prompts, settings, texts
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from small_groups import STOP
 from truing.config import Sampling
@@ -124,3 +124,26 @@ def test_a_stop_sequence_ends_a_completion_behind_the_token_that_completes_it(ne
             assert stop not in decode(completion.ids[:-1])
         else:
             assert completion.ids == whole
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_models_own_generation_defaults_change_nothing(engine, network):
+    """A repetition penalty or another stop token in generation_config.json is for chatting."""
+    asked = prompts(3)
+    expected = texts(ENGINES[engine].draw(network, asked, settings(), completions=2, seed=4))
+    own = network.base.generation_config
+    odd = expected[0][0][0]  # a token that is drawn first and then goes on
+    network.base.generation_config = GenerationConfig(
+        repetition_penalty=5.0, eos_token_id=[STOP, odd], min_length=30, suppress_tokens=[odd]
+    )
+    try:
+        drawn = ENGINES[engine].draw(network, asked, settings(), completions=2, seed=4)
+        assert network.base.generation_config.repetition_penalty == 5.0
+    finally:
+        network.base.generation_config = own
+    assert texts(drawn) == expected
+
+
+def test_no_prompts_are_no_completions(network):
+    for name in ENGINES:
+        assert sample(network, [], settings(engine=name), seed=1) == []

@@ -10,8 +10,8 @@ from itertools import islice, product
 from pathlib import Path
 
 import pytest
-import torch
 
+from small_groups import scorer
 from truing import objectives
 from truing.config import Model
 from truing.data.chat import ChatTokenizer
@@ -28,8 +28,8 @@ HH = Path(__file__).parents[3] / "shared" / "data" / "hh-harmless.jsonl.gz"
 PAIRS = 32
 STEPS = 30
 
-OFFLINE = [n for n in objectives.methods() if objectives.find(n).credit is None]
-ON_POLICY = [n for n in objectives.methods() if objectives.find(n).credit is not None]
+OFFLINE = [n for n in objectives.methods() if not objectives.draws(n)]
+ON_POLICY = [n for n in objectives.methods() if objectives.draws(n)]
 KNOBS = {
     "f_dpo_forward_kl": {"learning_rate": 3e-4},  # 1/u explodes where the policy leaves quickly
     "bradley_terry": {"center_coefficient": 0.01},
@@ -128,6 +128,11 @@ def test_thirty_steps_on_pairs_lower_its_own_loss(name, rows_of):
     assert own(measure(stage.step, fixed)) < before - 1e-3 * abs(before)
 
 
+def given(metrics):
+    """What the reward gave, also where it is then compared with an opponent's."""
+    return metrics.get("rewards/plain/mean", metrics["objective/scores"])
+
+
 @pytest.mark.parametrize("name", ON_POLICY)
 def test_the_reward_rises(name, rows_of):
     raw = {
@@ -143,10 +148,10 @@ def test_the_reward_rises(name, rows_of):
     }
     found = []
 
-    def low_bytes(batch, groups):
+    @scorer
+    def low_bytes(completion, group):
         """Share of tokens from the lower half of the alphabet."""
-        shares = [sum(i < 130 for i in c.ids) / len(c.ids) for g in groups for c in g.completions]
-        return torch.tensor(shares)
+        return sum(i < 130 for i in completion.ids) / len(completion.ids)
 
     prompts = [type(g)(g.prompt_ids) for g in rows_of["preference"]]
     stage = build(
@@ -155,7 +160,7 @@ def test_the_reward_rises(name, rows_of):
             prompts,
             reward=low_bytes,
             demonstrations=rows_of["preference"],
-            on_rollout=lambda index, rollout: found.append(rollout.metrics["objective/scores"]),
+            on_rollout=lambda index, rollout: found.append(given(rollout.metrics)),
         ),
     )
     for work in stage.source:

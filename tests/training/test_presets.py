@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from truing import objectives
 from truing.training.method import resolve
 
 SAID = {
@@ -24,6 +25,11 @@ SAID = {
         "dynamic_sampling": True,
     },
     "rloo": {"baseline": "leave_one_out", "scale_rewards": "none", "kl_placement": "return"},
+    "online_dpo": {"curation": "pairs", "selection": "best_worst", "temperature": 0.9, "beta": 0.1},
+    "iterative_dpo": {"curation": "pairs", "num_generations": 4, "sync_reference_rollouts": 1},
+    "raft": {"curation": "best", "take": 1, "num_generations": 8},
+    "nash_md": {"baseline": "none", "opponents": 1, "opponent_mixture": 0.125, "kl_coef": 0.008},
+    "vbon": {"opponent_score": "log_quantile", "opponent_mixture": 1.0, "kl_coef": 1 / 3},
     "remax": {"baseline": "greedy", "scale_rewards": "none", "aggregation": "sequence_sum"},
     "reinforce_pp": {
         "aggregation": "token",
@@ -52,6 +58,6 @@ SAID = {
 
 @pytest.mark.parametrize("name", SAID)
 def test_a_name_is_what_its_paper_says(name):
-    reward = {"reward": "any"} if "baseline" in SAID[name] else {}
+    reward = {"reward": "any"} if objectives.draws(name) else {}
     knobs = resolve("stage", {"method": name, **reward}, "test").knobs
     assert {key: knobs[key] for key in SAID[name]} == SAID[name]

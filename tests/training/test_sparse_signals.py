@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from test_step import built
 
-from small_groups import random_groups
+from small_groups import random_groups, scorer
 from truing.config import Model
 from truing.errors import NumericsError, RolloutError
+from truing.rewards.base import Scores
 from truing.rundir import RunDirectory
 from truing.training.build import build
 from truing.training.contract import check_gradients
@@ -49,8 +52,9 @@ def on_policy(method, score, **knobs):
     )
 
 
-def constant(batch, groups):
-    return torch.full((batch.size_C,), 7.3)
+@scorer
+def constant(completion, group):
+    return 7.3
 
 
 def test_a_reward_that_is_rare_at_first_is_no_bug():
@@ -73,10 +77,11 @@ def test_zero_gradients_are_still_refused_where_there_is_a_signal():
 def test_a_run_whose_later_prompts_are_all_solved_keeps_what_it_learnt(tmp_path):
     calls = []
 
-    def solved_later(batch, groups):
+    def solved_later(groups):
         calls.append(1)
-        share = torch.rand(batch.size_C, generator=torch.Generator().manual_seed(len(calls)))
-        return share if len(calls) <= 1 else torch.ones(batch.size_C)
+        count = sum(len(group.completions) for group in groups)
+        draw = random.Random(len(calls))
+        return Scores([draw.random() if len(calls) <= 1 else 1.0 for _ in range(count)])
 
     stage = on_policy("dapo", solved_later, dynamic_rounds=1, num_generations=2)
     train(stage.step, stage.source, RunDirectory(tmp_path), lambda *_: None, stage.meter)
@@ -88,7 +93,10 @@ def test_a_run_whose_later_prompts_are_all_solved_keeps_what_it_learnt(tmp_path)
 
 def test_a_run_without_a_single_step_is_an_error(tmp_path):
     stage = on_policy(
-        "grpo", lambda b, _: b.lengths_C.float(), overlong_filter=True, max_completion_length=1
+        "grpo",
+        scorer(lambda completion, _: float(len(completion.ids))),
+        overlong_filter=True,
+        max_completion_length=1,
     )
     with pytest.raises(RolloutError, match="no step was taken"):
         train(stage.step, stage.source, RunDirectory(tmp_path), lambda *_: None, stage.meter)
@@ -97,7 +105,7 @@ def test_a_run_without_a_single_step_is_an_error(tmp_path):
 def test_the_first_ratio_is_exactly_1_after_completions_were_filtered():
     stage = on_policy(
         "grpo",
-        lambda b, _: torch.rand(b.size_C),
+        scorer(lambda completion, _: random.random()),
         overlong_filter=True,
         max_completion_length=40,
         num_rollouts=1,

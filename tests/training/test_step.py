@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from small_groups import random_groups
+from small_groups import random_groups, scorer
 from truing.batch import Loss, Metric, mean_of
 from truing.config import Lora, Model
 from truing.data.packing import pack
@@ -40,9 +40,9 @@ def built(method, lora=None, dtype="float32", micro_batch_tokens=2048, **knobs):
     if method == "sft":
         pairs = random_groups(1, 16, 1)
 
-    def count(batch, groups):
-        low = [float(sum(i < 100 for i in c.ids)) for g in groups for c in g.completions]
-        return torch.tensor(low)
+    @scorer
+    def count(completion, group):
+        return float(sum(i < 100 for i in completion.ids))
 
     return build(
         stage,

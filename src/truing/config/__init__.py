@@ -15,11 +15,12 @@ from truing.config.reading import (
 )
 from truing.config.sections import Data, Lora, Model, Sampling, Section, Stage
 from truing.config.stages import PIPELINE_METHODS, BestOfN, Evaluate, Preferences, Recipe
-from truing.config.training import Offline, OnPolicy, Training
+from truing.config.training import ActorCritic, Offline, Online, OnPolicy, Rollouts, Training
 
 __all__ = [
     "PIPELINE_METHODS",
     "RESERVED_STAGE_NAMES",
+    "ActorCritic",
     "BestOfN",
     "Data",
     "Evaluate",
@@ -27,8 +28,10 @@ __all__ = [
     "Model",
     "Offline",
     "OnPolicy",
+    "Online",
     "Preferences",
     "Recipe",
+    "Rollouts",
     "Sampling",
     "Section",
     "Stage",

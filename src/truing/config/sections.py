@@ -89,13 +89,19 @@ class Stage(Section):
 class Sampling(Section):
     """How completions are drawn."""
 
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens can never be drawn."""
+        return bool(self.top_k or self.top_p < 1 or self.min_p)
+
     max_completion_length: Positive = 64
     """Tokens at most; a completion cut here is marked so and trains no stop token."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Logits are divided by it; 0 is greedy. Log-probs are taken at the same temperature."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """Draw from the k likeliest tokens only (0: from all). Log-probs stay those of the whole
-    distribution, here and with top_p and min_p: they are the ones the trainer computes."""
+    distribution, here and with top_p and min_p: they are the ones the trainer computes. So a KL
+    estimated from such samples is none, and a policy gradient is biased."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw from the fewest tokens that have this probability together (1: from all)."""
     min_p: Fraction = 0.0

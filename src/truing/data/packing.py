@@ -117,6 +117,11 @@ def _columns(groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
         columns["scores_C"] = torch.tensor([float(c.score or 0.0) for c in completions])
     if any(c.mismatched for c in completions):
         columns["mismatched_C"] = torch.tensor([c.mismatched for c in completions])
+    if any(c.of_reference for c in completions):
+        columns["of_reference_C"] = torch.tensor([c.of_reference for c in completions])
+    drawn = [c.sampled_logps for c in completions if c.sampled_logps is not None]
+    if drawn and len(drawn) == len(completions):
+        columns["sampler_logps_N"] = torch.tensor([logp for logps in drawn for logp in logps])
     labels = [label for c in completions for _, label in c.steps]
     if labels:
         columns["step_label_S"] = torch.tensor(labels)

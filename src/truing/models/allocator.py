@@ -12,8 +12,8 @@ import functools
 import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
-_LARGEST = 2**30
-"""Blocks up to 1 GiB come from the heap that is kept."""
+_LARGEST = (2**30, 2**25)
+"""Blocks up to 1 GiB come from the heap that is kept; an older glibc takes 32 MiB at most."""
 _PAD = 2**26
 """The heap grows by this much more than is asked for, so that a block fits where it was before."""
 
@@ -29,5 +29,6 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, _PAD))
-    return all(mallopt(name, value) for name, value in settings)
+    threshold = any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGEST)
+    kept = [mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, _PAD)]
+    return threshold and all(kept)

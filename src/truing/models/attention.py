@@ -6,6 +6,7 @@ the model hands the `layout` it was called with on to its attention, which asks 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -42,9 +43,12 @@ def attend(
 
     Shapes: query [rows, heads, queries, d], key and value [rows, key heads, keys, d], mask
     [rows, 1, queries, keys], True where a query sees a key, or None for causal. Returns
-    [rows, queries, heads, d]. Raises ModelError for soft caps and attention sinks.
+    [rows, queries, heads, d]. Raises ModelError for soft caps, sinks and biases, and for a mask
+    of the model's own beside a layout.
     """
-    unknown = [name for name in ("softcap", "s_aux") if more.get(name) is not None]
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if more.get(name) is not None]
+    if layout is not None and attention_mask is not None and attention_mask.numel() != 1:
+        unknown.append("mask of its own")
     if unknown:
         raise ModelError(
             f"its attention has a {unknown[0]}, which ours has not",
@@ -64,6 +68,21 @@ def attend(
         query, key, value, attention_mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
     return mixed.transpose(1, 2).contiguous(), None
+
+
+def check_asked(trunk: Any, asked: Sequence[int]) -> None:
+    """Raises ModelError unless every layer, from the first that was computed, asked exactly once.
+
+    A layer that does not ask (state spaces, attention of its own) would let groups see each other;
+    one that asks twice would have its keys taken for another's.
+    """
+    layers: int = trunk.config.num_hidden_layers
+    if list(asked) != list(range(layers - len(asked), layers)) or (layers and not asked):
+        raise ModelError(
+            f"{len(asked)} of its {layers} layers asked our attention, each should once",
+            where=trunk.config.model_type,
+            remedy="use a model of softmax attention layers (Llama, Qwen, GPT-2, NeoX, ...)",
+        )
 
 
 def _always_a_mask(*args: Any, **kwargs: Any) -> Tensor | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.batch import Batch
-from truing.models.attention import no_mask
+from truing.models.attention import check_asked, no_mask
 from truing.models.shared_prompts import SharedPrompts
 
 
@@ -23,13 +23,15 @@ def hidden_states(trunk: nn.Module, batch: Batch) -> Tensor:
     """Final hidden state of every token: [T, H]."""
     if not serves(trunk, batch):
         return unshared_hidden_states(trunk, batch)
+    layout = SharedPrompts(batch)
     output = trunk(
         input_ids=batch.tokens_T[None],
         attention_mask=no_mask(batch.tokens_T.device),
         position_ids=batch.positions_T[None],
         use_cache=False,
-        layout=SharedPrompts(batch),
+        layout=layout,
     )
+    check_asked(trunk, layout.asked)
     hidden: Tensor = output.last_hidden_state[0]
     return hidden
 
@@ -41,6 +43,8 @@ def serves(trunk: nn.Module, batch: Batch) -> bool:
 
 def takes_shared_prompts(config: Any, positions: int) -> bool:
     """Whether full attention is what this model does over so many positions."""
+    if getattr(config, "v_head_dim", None) is not None:
+        return False  # values of another size than keys: our blocks hold both alike
     windows = [
         getattr(config, "sliding_window", None),
         getattr(config, "attention_chunk_size", None),
@@ -59,7 +63,7 @@ def takes_shared_prompts(config: Any, positions: int) -> bool:
 def unshared_hidden_states(trunk: nn.Module, batch: Batch) -> Tensor:
     """The same states, each completion computed in a row of its own after its own prompt copy.
 
-    A prompt is computed once per completion and its copies averaged: they are equal.
+    A prompt is computed once per completion; its states are those of the first copy.
     """
     rows = [_row_of(batch, completion) for completion in range(batch.size_C)]
     width = max(row.numel() for row in rows)
@@ -74,8 +78,7 @@ def unshared_hidden_states(trunk: nn.Module, batch: Batch) -> Tensor:
         use_cache=False,
     )
     states = output.last_hidden_state
-    flat = states.new_zeros(batch.size_T, states.shape[-1])
-    return _average_copies(flat, places[real], states[real])
+    return _first_copies(places[real], states[real], batch.size_T)
 
 
 def _row_of(batch: Batch, completion: int) -> Tensor:
@@ -86,7 +89,11 @@ def _row_of(batch: Batch, completion: int) -> Tensor:
     return torch.cat([prompt, target])
 
 
-def _average_copies(flat: Tensor, places: Tensor, states: Tensor) -> Tensor:
-    """Each position's mean over its copies: they are equal, so value and gradient are exact."""
-    copies = torch.bincount(places, minlength=flat.shape[0]).clamp(min=1)
-    return flat.index_add(0, places, states) / copies[:, None].to(flat.dtype)
+def _first_copies(places: Tensor, states: Tensor, size_T: int) -> Tensor:
+    """Each position's state from the first row it is in: copies are equal, so value and gradient
+    are exact. Prompts that nothing answers are in no row and stay 0."""
+    rows = len(places)
+    first_T = places.new_full((size_T,), rows).scatter_reduce(
+        0, places, torch.arange(rows, device=places.device), "amin"
+    )
+    return torch.cat([states, states.new_zeros(1, states.shape[-1])])[first_T]

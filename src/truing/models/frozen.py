@@ -79,6 +79,8 @@ def _pass_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 
 
-def _layers(trunk: nn.Module) -> Any:
-    """The decoder layers: the trunk's own list of modules, whatever the model calls it."""
-    return next(child for child in trunk.children() if isinstance(child, nn.ModuleList))
+def _layers(trunk: Any) -> Any:
+    """The decoder layers: a list of that many modules, whatever the model calls it."""
+    count = trunk.config.num_hidden_layers
+    lists = (m for m in trunk.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    return next(lists)

@@ -5,6 +5,7 @@ Nothing that would have to be executed is read: safetensors and GGUF only, no re
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -119,7 +119,13 @@ def _load(auto: Any, path: str, dtype: torch.dtype, revision: str | None) -> Pre
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise ModelError(
+            f"its attention cannot be replaced by ours ({error})",
+            where=path,
+            remedy="use a model whose attention transformers lets us exchange (Llama, Qwen, ...)",
+        ) from error
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot be loaded: {str(error).splitlines()[0]}",
             where=path,
@@ -127,13 +133,6 @@ def _load(auto: Any, path: str, dtype: torch.dtype, revision: str | None) -> Pre
         ) from error
     fused.fuse(model)
     return model.eval()
-
-
-def load_config(path: str, revision: str | None = None) -> Any:
-    """The model's configuration, without weights."""
-    if path.startswith(tiny.PREFIX):
-        return tiny.random_config(path.removeprefix(tiny.PREFIX))
-    return AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerFast:
@@ -177,10 +176,17 @@ def cache_folder() -> Path:
     return Path(base) / "truing"
 
 
+def gguf_folder(gguf: Path) -> Path:
+    """Where the conversion of a GGUF file is kept, by its content: two fine-tunes of one name and
+    size are two models."""
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return cache_folder() / f"{gguf.stem}-{digest[:16]}"
+
+
 def converted(gguf: Path) -> Path:
     """A GGUF file as a safetensors folder in the cache; converted the first time only."""
-    size = gguf.stat().st_size
-    folder = cache_folder() / f"{gguf.stem}-{size}"
+    folder = gguf_folder(gguf)
     if (folder / "config.json").is_file():
         return folder
     if importlib.util.find_spec("gguf") is None:
@@ -201,9 +207,10 @@ def converted(gguf: Path) -> Path:
         del model.hf_quantizer
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
-    if folder.exists():  # half a conversion of an older kind
-        shutil.rmtree(folder)
-    beside.rename(folder)
+    if folder.exists():  # another process was faster: it may be reading it already
+        shutil.rmtree(beside)
+    else:
+        beside.rename(folder)
     return folder
 
 

@@ -25,7 +25,7 @@ class TokenStatistics(NamedTuple):
     logps_N: Tensor
     """log π(target), nats, with a gradient."""
     entropy_N: Tensor
-    """Entropy of π, nats, without a gradient."""
+    """Entropy of π, nats, with a gradient."""
     collision_N: Tensor | None
     """log Σ_v π(v)², without a gradient; None unless asked for."""
 
@@ -49,23 +49,30 @@ class _ChunkedLogProbs(torch.autograd.Function):
         normaliser_N = sums.highest_N + sums.total_N.log()
         entropy_N = normaliser_N - sums.highest_N - sums.weighted_N / sums.total_N
         collision_N = sums.collision_N
-        ctx.save_for_backward(hidden_NH, weight_VH, target_N, normaliser_N)
+        ctx.save_for_backward(hidden_NH, weight_VH, target_N, normaliser_N, entropy_N)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropy_N, *([] if collision_N is None else [collision_N]))
+        ctx.set_materialize_grads(False)  # None, not zeros, for what no loss reads
+        if collision_N is not None:
+            ctx.mark_non_differentiable(collision_N)
         return sums.target_N - normaliser_N, entropy_N, collision_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, target_N, normaliser_N = ctx.saved_tensors
+        hidden_NH, weight_VH, target_N, normaliser_N, entropy_N = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        grad_N: Tensor = gradients[0] / ctx.temperature
+        by_logp, by_entropy = (None if g is None else g / ctx.temperature for g in gradients[:2])
+        grad_N = torch.zeros_like(normaliser_N) if by_logp is None else by_logp
         grad_hidden = torch.zeros_like(hidden_NH, dtype=normaliser_N.dtype)
         grad_weight = torch.empty_like(weight_VH) if needs_weight else None
         for part in _tiles(hidden_NH, weight_VH):
             logits = _logits(hidden_NH, weight_VH[part], ctx.temperature)
-            # d logp / d logits = onehot(target) − softmax
-            pull = logits.sub_(normaliser_N[:, None]).exp_().mul_(-grad_N[:, None])
+            # d logp / d logits = onehot(target) − softmax, d entropy / d logits = −π (log π + H)
+            logps = logits.sub_(normaliser_N[:, None])
+            factor = -grad_N[:, None]
+            if by_entropy is not None:
+                factor = factor - by_entropy[:, None] * (logps + entropy_N[:, None])
+            pull = logps.exp_().mul_(factor)
             here, column = _here(target_N, part)
             pull[here, column] += grad_N[here]
             pull = pull.to(weight_VH.dtype)
@@ -151,10 +158,3 @@ def token_statistics(
         return TokenStatistics(empty, empty, empty if collision else None)
     apply: Any = _ChunkedLogProbs.apply
     return TokenStatistics(*apply(hidden_NH, weight_VH, target_N, temperature, collision))
-
-
-def token_logprobs(
-    hidden_NH: Tensor, weight_VH: Tensor, target_N: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Log-prob of each target, and the entropy: `token_statistics` without the rest."""
-    return token_statistics(hidden_NH, weight_VH, target_N, temperature)[:2]

@@ -23,11 +23,20 @@ from truing.models.forward import hidden_states, serves
 from truing.models.heads import ScalarHead
 from truing.models.logprobs import token_statistics
 
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+LOGIT_TRANSFORMS = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+)
 """Configuration keys of models that do more to logits than one product; not supported yet."""
 
 OWN_ADAPTER = "default"
-"""The adapter that is trained; others (a reward model's) only ever read."""
+"""The policy's adapter (or that of whatever is trained)."""
+CRITIC_ADAPTER = "critic"
+"""The adapter of a critic that learns beside it. Others (a reward model's) only ever read."""
 
 
 class Network(nn.Module):
@@ -55,6 +64,8 @@ class Network(nn.Module):
         self.score_head, self.value_head = score_head, value_head
         self.reward_head: ScalarHead | None = None
         """Head of a reward model that lives on this trunk as a second adapter."""
+        self.critic_head: ScalarHead | None = None
+        """Head of a critic that learns on this trunk as an adapter of its own."""
 
     @property
     def trunk(self) -> nn.Module:
@@ -67,7 +78,8 @@ class Network(nn.Module):
         """The [V, H] matrix whose product with a state are the logits."""
         head: Any = self.base.get_output_embeddings()
         config = self.base.config
-        reshaped = [name for name in LOGIT_TRANSFORMS if getattr(config, name, None)]
+        silent = (None, 0, 1)  # a scale of 1 is none
+        reshaped = [n for n in LOGIT_TRANSFORMS if getattr(config, n, None) not in silent]
         if reshaped or not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
             raise ModelError(
                 "the language-model head is not one matrix",
@@ -84,12 +96,14 @@ class Network(nn.Module):
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         if self.peft is not None:
-            chosen = {n: p for n, p in self.named_parameters() if f".{OWN_ADAPTER}." in n}
+            learn = tuple(f".{adapter}." for adapter in (OWN_ADAPTER, CRITIC_ADAPTER))
+            chosen = {n: p for n, p in self.named_parameters() if any(a in n for a in learn)}
         else:
             owner = self.trunk if trains == "reward" else self.base
             wanted = {id(p) for p in owner.parameters()}
             chosen = {n: p for n, p in self.named_parameters() if id(p) in wanted}
-        for name, head in (("score_head", self.score_head), ("value_head", self.value_head)):
+        for name in ("score_head", "value_head", "critic_head"):
+            head: ScalarHead | None = getattr(self, name)
             if head is not None:
                 chosen |= {f"{name}.{n}": p for n, p in head.named_parameters()}
         for parameter in chosen.values():
@@ -134,6 +148,11 @@ class Network(nn.Module):
         with self.using(adapter):
             return _read(self.reward_head, self._hidden(batch)[_last_tokens(batch)])
 
+    def critic_values(self, batch: Batch) -> Tensor:
+        """Values of a critic that is an adapter on this trunk, with gradients. Shape [N]."""
+        with self.using(CRITIC_ADAPTER):
+            return _read(self.critic_head, self._hidden(batch)[batch.source_N])
+
     def with_frozen(self, batch: Batch) -> Batch:
         """The batch with the states that leave the layers no adapter touches, if there are any.
 
@@ -172,17 +191,17 @@ class Network(nn.Module):
     def using(self, adapter: str | None) -> Iterator[None]:
         """With another adapter, or (None) with none: the reference that LoRA comes with."""
         assert self.peft is not None
-        if adapter is None:
-            with self.peft.disable_adapter():
-                yield
-            return
         learns = {p for p in self.parameters() if p.requires_grad}
-        self.peft.set_adapter(adapter)
         try:
-            yield
+            if adapter is None:
+                with self.peft.disable_adapter():
+                    yield
+            else:
+                self.peft.set_adapter(adapter)
+                yield
         finally:
             self.peft.set_adapter(OWN_ADAPTER)
-            for parameter in self.parameters():  # set_adapter also decides what learns
+            for parameter in self.parameters():  # peft's switches also decide what learns
                 parameter.requires_grad_(parameter in learns)
 
 

@@ -118,11 +118,14 @@ class SharedPrompts:
                 place += width
         self.place_T = where.to(device)
         """Where token t's query is among the padded queries of all blocks."""
+        self.asked: list[int] = []
+        """Layers that have asked, in order (see `attention.check_asked`)."""
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
     ) -> Tensor:
         """Attention by the rule of `Batch`. Shapes as in `attend`, with one row of T tokens."""
+        self.asked.append(layer)
         flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
         apply: Any = _Attention.apply
         mixed: Tensor = apply(*flat, self, scale)

@@ -30,6 +30,15 @@ def methods() -> list[str]:
     return sorted([*names(), *PRESETS])
 
 
+def draws(name: str) -> bool:
+    """Whether a method always learns from completions the policy draws; others do when they are
+    given a reward. Raises UsageError."""
+    kind = find(name)
+    preset = PRESETS.get(name)
+    curated = kind.curation is not None or (preset is not None and "curation" in preset.keys)
+    return kind.credit is not None or curated
+
+
 def find(name: str) -> type[Objective]:
     """The objective called `name`, a preset's, or `module:Class`. Raises UsageError."""
     from truing.objectives.base import Objective

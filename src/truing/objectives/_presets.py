@@ -81,6 +81,34 @@ PRESETS: Mapping[str, Preset] = {
         source='Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences" '
         "(arXiv 1909.08593), eq. 1",
     ),
+    "online_dpo": Preset(
+        of="dpo",
+        keys={"curation": "pairs", "num_generations": 2, "temperature": 0.9},
+        summary="DPO on the policy's own samples: two a prompt, the higher score is chosen.",
+        source='Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback" '
+        "(arXiv 2402.04792), algorithm 1",
+    ),
+    "iterative_dpo": Preset(
+        of="dpo",
+        keys={
+            "curation": "pairs",
+            "num_generations": 4,
+            "temperature": 0.7,
+            "num_rollouts": 3,
+            "rollout_batch_size": 1024,
+            "sync_reference_rollouts": 1,
+        },
+        summary="A few rounds of DPO, best of four against worst, each round's reference being the "
+        "policy it begins with.",
+        source='Yuan et al. 2024, "Self-Rewarding Language Models" (arXiv 2401.10020), section 2.4',
+    ),
+    "raft": Preset(
+        of="sft",
+        keys={"curation": "best", "num_generations": 8},
+        summary="Expert iteration: the policy imitates the best of its own samples.",
+        source='Dong et al. 2023, "RAFT: Reward rAnked FineTuning for Generative Foundation Model '
+        'Alignment" (arXiv 2304.06767), algorithm 1',
+    ),
     "dr_grpo": Preset(
         of="grpo",
         keys={
@@ -140,6 +168,36 @@ PRESETS: Mapping[str, Preset] = {
         summary="REINFORCE++ with the group's mean taken off before whitening, and a k2 loss.",
         source='Hu et al. 2025, "REINFORCE++: Stabilizing Critic-Free Policy Optimization with '
         'Global Advantage Normalization" (arXiv 2501.03262), beta as in its code',
+    ),
+    "nash_md": Preset(
+        of="reinforce",
+        keys={
+            "aggregation": "sequence_sum",
+            "baseline": "none",
+            "kl_placement": "token",
+            "kl_coef": 0.008,
+            "opponents": 1,
+            "opponent_mixture": 0.125,
+            "score_normalization": "none",
+        },
+        summary="Nash-MD: win more often against a mixture of oneself and the reference; each "
+        "token pays for the drift from itself to the end.",
+        source='Munos et al. 2023, "Nash Learning from Human Feedback" (arXiv 2312.00886), '
+        "section 7",
+    ),
+    "vbon": Preset(
+        of="rloo",
+        keys={
+            "kl_coef": 1 / 3,
+            "opponents": 16,
+            "opponent_score": "log_quantile",
+            "score_normalization": "none",
+        },
+        summary="Variational Best-of-N, here of 4: the log of a completion's rank among the "
+        "reference's, and a KL of 1 / (n - 1); also the backward part of BOND.",
+        source='Amini et al. 2024, "Variational Best-of-N Alignment" (arXiv 2407.06057), section '
+        '4; Sessa et al. 2024, "BOND: Aligning LLMs with Best-of-N Distillation" (arXiv '
+        "2407.14622), section 4",
     ),
     "remax": Preset(
         of="reinforce",

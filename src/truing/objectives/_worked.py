@@ -1,7 +1,7 @@
 """The stated point: one small batch on which every objective's value is documented.
 
 One prompt, two completions of 2 and 3 tokens. The first is chosen, desirable and scored higher.
-Log-probs in nats:
+The reference drew the second, where that is asked for. Log-probs in nats:
 
                  chosen          rejected
     policy       −0.50 −1.00     −1.50 −0.25 −2.00
@@ -19,7 +19,14 @@ from truing.batch import COLUMNS, Batch, Outputs
 from truing.objectives.base import Objective, WholeStep
 
 INDEX = ("chosen_G", "rejected_G", "step_end_S")
-FLAG = ("finished_C", "label_C", "mismatched_C", "step_label_S", "demonstration_C")
+FLAG = (
+    "finished_C",
+    "label_C",
+    "mismatched_C",
+    "step_label_S",
+    "demonstration_C",
+    "of_reference_C",
+)
 VALUES: dict[str, list[float]] = {
     "chosen_G": [0],
     "rejected_G": [1],
@@ -38,6 +45,7 @@ VALUES: dict[str, list[float]] = {
     "advantages_N": [1.0, 0.5, -0.5, -1.0, -0.25],
     "returns_N": [1.0, 0.8, -0.4, -0.6, -0.2],
     "demonstration_C": [0, 0],
+    "of_reference_C": [0, 1],
 }
 LOGPS_N = [-0.5, -1.0, -1.5, -0.25, -2.0]
 

@@ -63,6 +63,9 @@ class Objective(ABC):
     """Those of its columns that its own `prepare` adds."""
     credit: ClassVar[str | None] = None
     """For on-policy objectives: the rule of rollouts/credit that turns rewards into advantages."""
+    curation: ClassVar[str | None] = None
+    """For objectives over rows that only the policy itself can make: the rule of rollouts/curation
+    that makes them. Others learn from rows that are there, or, given a reward, from their own."""
     recipe_defaults: ClassVar[Mapping[str, Any]] = {}
     """What this method's paper sets in the credit rule and the stage; a recipe's own keys win."""
     moves_reference: ClassVar[bool] = False

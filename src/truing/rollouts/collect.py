@@ -17,12 +17,17 @@ from torch import Tensor
 
 from truing.batch import Batch, Metric, combine, extreme_of, mean_of
 from truing.data.packing import micro_batches, pack
-from truing.errors import NumericsError, RolloutError
+from truing.errors import RolloutError
 from truing.groups import TokenGroup
-from truing.rollouts.credit.base import Credit
+from truing.rewards.base import Scores
+from truing.rollouts.correction import ImportanceCorrection, importance_weights
+from truing.rollouts.credit.base import Credit, Credited
+from truing.rollouts.kl_control import KLController
+from truing.rollouts.normalize import ScoreNormalizer
 
-Scorer = Callable[[Batch, Sequence[TokenGroup]], Tensor]
-"""Batch and its groups -> scores_C."""
+Scorer = Callable[[Sequence[TokenGroup]], Scores]
+"""Groups -> a score, or why there is none, for each of their completions in order."""
+Facts = list[dict[str, Metric]]
 
 
 @dataclass(slots=True)
@@ -32,41 +37,6 @@ class Rollout:
     minibatches: list[list[Batch]]
     metrics: dict[str, float]
     groups: list[TokenGroup]
-
-
-@dataclass(slots=True)
-class ScoreNormalizer:
-    """(score − mean) / deviation over the first rollout, which the reference drew; then fixed.
-
-    Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2: the reward has mean 0 and
-    variance 1 on samples of the reference. Raises NumericsError for a constant reward.
-    """
-
-    enabled: bool
-    mean: float = 0.0
-    deviation: float = 1.0
-    fitted: bool = False
-
-    def __call__(self, scores: list[Tensor]) -> list[Tensor]:
-        self.fit(torch.cat(scores))
-        return [self.apply(score_C) for score_C in scores]
-
-    def fit(self, whole: Tensor) -> None:
-        """Take mean and deviation from the first scores there are; later ones change nothing."""
-        if self.enabled and not self.fitted:
-            self.mean, self.deviation = float(whole.mean()), float(whole.std())
-            self.fitted = True
-            if not self.deviation > 1e-6:
-                raise NumericsError(
-                    "the reward gives every completion of the first rollout the same score "
-                    f"({self.mean:.4g})",
-                    where="score_normalization: reference",
-                    remedy="check the reward model: a constant reward teaches nothing",
-                )
-
-    def apply(self, score_C: Tensor) -> Tensor:
-        """The same shift and scale for other scores of this reward (a greedy baseline's)."""
-        return (score_C - self.mean) / self.deviation if self.enabled else score_C
 
 
 @dataclass(slots=True)
@@ -90,6 +60,11 @@ class Collector:
     """Prompts -> groups with the one greedy completion, for rules that want it as a baseline."""
     dynamic_rounds: int = 0
     """How often prompts are drawn again in place of groups whose scores are all equal."""
+    kl_controller: KLController | None = None
+    """β of the next rollout's credit; None: the rule's own `kl_coef` throughout."""
+    importance_correction: ImportanceCorrection = "none"
+    """What is done where the sampler's probabilities are not the trainer's."""
+    importance_cap: float = 3.0
     collected: int = 0
     """Rollouts so far."""
     demonstrations: Iterator[list[TokenGroup]] | None = None
@@ -108,42 +83,40 @@ class Collector:
         groups, facts = self._scored_groups(prompts, seed, more)
         self.collected += 1
         if not groups:  # every prompt is solved, or hopeless: nothing to learn, nothing to lose
-            return Rollout([], combine([facts]), [])
+            return Rollout([], combine(facts), [])
         parts = self._minibatches(groups, seed)
         flat = [self._measured(micro) for part in parts for micro in part]
-        normalized = self.normalize([batch["scores_C"] for batch in flat])
-        flat = [b.with_columns(scores_C=s) for b, s in zip(flat, normalized, strict=True)]
-        if self.credit.wants_greedy:
-            flat = [b.with_columns(baseline_C=self.normalize.apply(b["baseline_C"])) for b in flat]
-        credited, metrics = self.credit(flat)
-        micros = [micro for part in parts for micro in part]
-        metrics |= facts | self._mismatch(flat, micros)
+        for name in ("scores_C", *(["baseline_C"] if self.credit.wants_greedy else [])):
+            flat = [b.with_columns(**{name: self.normalize.apply(b[name])}) for b in flat]
+        credited, metrics = self._credited(flat)
+        credited, measured = self._corrected(credited)
+        metrics |= measured | _mismatch(flat)
         # what a person reads is the reward's own number, not the normalised one
         metrics["objective/scores"] = mean_of(_raw_scores(groups))
         remaining = map(self._as_trained, flat, credited)
         minibatches = [[b for _ in part if (b := next(remaining)).size_C] for part in parts]
         filled = [self._beside(part) for part in minibatches if part]
-        return Rollout(filled, combine([metrics]), groups)
+        return Rollout(filled, combine([metrics, *facts]), groups)
 
     def _scored_groups(
         self,
         prompts: Sequence[TokenGroup],
         seed: int,
         more: Callable[[], Sequence[TokenGroup]] | None,
-    ) -> tuple[list[TokenGroup], dict[str, Metric]]:
+    ) -> tuple[list[TokenGroup], Facts]:
         """Groups with scores; with dynamic sampling only those whose scores differ.
 
         Source: DAPO (arXiv 2503.14476), section 3.2; judged by the reward's own scores.
         """
-        groups = self._scored(self.draw(prompts, seed))
+        facts: Facts = []
+        groups = self._scored(self.draw(prompts, seed), facts)
         if not self.dynamic_rounds or more is None:
-            return groups, {}
-        self.normalize.fit(_raw_scores(groups))  # on what the reference drew, not on what is kept
+            return groups, facts
         drawn, kept = len(groups), [g for g in groups if _differs(g)]
         for extra in range(1, self.dynamic_rounds + 1):
             if len(kept) >= len(prompts):
                 break
-            fresh = self._scored(self.draw(more(), hash((seed, extra)) & 0x7FFFFFFF))
+            fresh = self._scored(self.draw(more(), hash((seed, extra)) & 0x7FFFFFFF), facts)
             drawn += len(fresh)
             kept += [g for g in fresh if _differs(g)]
         if not kept and not self.collected:
@@ -152,34 +125,36 @@ class Collector:
                 where="dynamic_sampling",
                 remedy="raise temperature or num_generations, or give prompts of other difficulty",
             )
-        facts = {"dynamic/kept_fraction": Metric(torch.tensor(float(len(kept))), float(drawn))}
-        return kept[: len(prompts)], facts
+        kept_fraction = Metric(torch.tensor(float(len(kept))), float(drawn))
+        return kept[: len(prompts)], [*facts, {"dynamic/kept_fraction": kept_fraction}]
 
-    def _scored(self, groups: list[TokenGroup]) -> list[TokenGroup]:
-        """The groups with the reward's own scores, and the greedy baseline if it is wanted."""
-        scores = self._scores_of(groups)
-        groups = [_with_scores(group, scores[id(group)]) for group in groups]
-        if not self.credit.wants_greedy:
+    def _scored(self, groups: list[TokenGroup], facts: Facts) -> list[TokenGroup]:
+        """The groups with the reward's own scores, and the greedy baseline if it is wanted.
+
+        A completion without a score leaves its group, and a group that has none left, or no
+        baseline, is left out.
+        """
+        scores = self.score(groups)
+        facts.append(reward_metrics(scores))
+        remaining = iter(scores.values)
+        groups = [with_scores(g, [next(remaining) for _ in g.completions]) for g in groups]
+        groups = [group for group in groups if group.completions]
+        self.normalize.fit(_raw_scores(groups))  # on what was drawn, not on what is kept
+        if not self.credit.wants_greedy or not groups:
             return groups
         assert self.draw_greedy is not None
-        greedy = self.draw_greedy(groups)
-        found = self._scores_of(greedy)
-        return [replace(g, baseline=found[id(b)][0]) for g, b in zip(groups, greedy, strict=True)]
-
-    def _scores_of(self, groups: list[TokenGroup]) -> dict[int, list[float]]:
-        """Scores of each group's completions, by the group's identity."""
-        found: dict[int, list[float]] = {}
-        for micro in micro_batches(groups, self.micro_batch_tokens):
-            remaining = iter(self.score(pack(micro).to(self.device), micro).tolist())
-            for group in micro:
-                found[id(group)] = [next(remaining) for _ in group.completions]
-        return found
+        baselines = self.score(self.draw_greedy(groups))
+        return [
+            replace(group, baseline=baseline)
+            for group, baseline in zip(groups, baselines.values, strict=True)
+            if baseline is not None
+        ]
 
     def _minibatches(self, groups: list[TokenGroup], seed: int) -> list[list[list[TokenGroup]]]:
         """Shuffled into minibatches of `batch_size` completions, each in micro-batches."""
         shuffled = list(groups)
         random.Random(seed).shuffle(shuffled)
-        per_group = len(groups[0].completions)
+        per_group = max(len(group.completions) for group in groups)
         size = max(1, self.batch_size // per_group)
         return [
             micro_batches(shuffled[start : start + size], self.micro_batch_tokens)
@@ -218,21 +193,41 @@ class Collector:
             own.append(batch.with_columns(**columns))
         return own
 
-    def _mismatch(self, batches: list[Batch], micros: list[list[TokenGroup]]) -> dict[str, Metric]:
-        """How far the sampler's own log-probs are from the trainer's."""
-        drawn = [
-            logp
-            for micro in micros
-            for group in micro
-            for completion in group.completions
-            for logp in completion.sampled_logps or ()
+    def _credited(self, flat: list[Batch]) -> Credited:
+        """Advantages under the present β; then the controller learns the KL they came with."""
+        control = self.kl_controller
+        if control is None:
+            return self.credit(flat)
+        credited, metrics = self.credit.with_kl_coef(control.value)(flat)
+        metrics["objective/kl_coef"] = Metric(torch.tensor(control.value), 1.0)
+        kl = metrics["objective/kl"]
+        control.update(float(kl.total) / kl.weight, round(kl.weight))
+        return credited, metrics
+
+    def _corrected(self, batches: list[Batch]) -> Credited:
+        """Advantages times the importance weights, and what those are."""
+        kind, cap = self.importance_correction, self.importance_cap
+        if kind == "none":
+            return batches, {}
+        weights = [importance_weights(batch, kind, cap) for batch in batches]
+        corrected = [
+            batch.with_columns(advantages_N=batch["advantages_N"] * weight_N)
+            for batch, weight_N in zip(batches, weights, strict=True)
         ]
-        trainer_N = torch.cat([batch["sampled_logps_N"] for batch in batches])
-        gap_N = (trainer_N.cpu() - torch.tensor(drawn)).abs()
-        return {
-            "sampling/logp_difference_mean": mean_of(gap_N),
-            "sampling/logp_difference_max": extreme_of(gap_N, "max"),
+        whole_N = torch.cat(weights)
+        return corrected, {
+            "sampling/importance_mean": mean_of(whole_N),
+            "sampling/importance_silenced": mean_of((whole_N == 0).float()),
         }
+
+
+def _mismatch(batches: list[Batch]) -> dict[str, Metric]:
+    """How far the sampler's own log-probs are from the trainer's."""
+    gap_N = torch.cat([(b["sampled_logps_N"] - b["sampler_logps_N"]).abs() for b in batches])
+    return {
+        "sampling/logp_difference_mean": mean_of(gap_N),
+        "sampling/logp_difference_max": extreme_of(gap_N, "max"),
+    }
 
 
 def _raw_scores(groups: Sequence[TokenGroup]) -> Tensor:
@@ -248,9 +243,24 @@ def _differs(group: TokenGroup) -> bool:
     return len(set(group.scores)) > 1
 
 
-def _with_scores(group: TokenGroup, scores: list[float]) -> TokenGroup:
+def with_scores(group: TokenGroup, scores: list[float | None]) -> TokenGroup:
+    """The group with the completions that have a score."""
     completions = tuple(
         replace(completion, score=score)
         for completion, score in zip(group.completions, scores, strict=True)
+        if score is not None
     )
     return replace(group, completions=completions)
+
+
+def reward_metrics(scores: Scores) -> dict[str, Metric]:
+    """What a reward is made of, and what it could not judge."""
+    metrics = {
+        f"rewards/{name}/mean": mean_of(torch.tensor([v for v in values if v is not None]))
+        for name, values in scores.parts.items()
+    }
+    everything = float(len(scores.values))
+    return metrics | {
+        f"rewards/unscored/{reason}": Metric(torch.tensor(float(count)), everything)
+        for reason, count in scores.faults.items()
+    }

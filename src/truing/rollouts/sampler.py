@@ -26,6 +26,8 @@ def sample(
     Each completion carries its sampled log-probs (nats, at the temperature) and why it ended.
     Raises ModelError where `engine: local` is asked for and the model cannot be drawn from so.
     """
+    if not prompts:
+        return []
     engine = _engine(network, prompts, settings)
     return engine(network, prompts, settings, completions=completions, seed=seed)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from truing.data.packing import pack
 from truing.groups import TokenGroup
-from truing.models.attention import no_mask
+from truing.models.attention import check_asked, no_mask
 from truing.models.network import Network
 from truing.models.shared_prompts import SharedPrompts
 
@@ -49,6 +49,7 @@ class PromptBlock:
             use_cache=False,
             layout=self,
         )
+        check_asked(network.trunk, self._attention.asked)
         self.last_PH: Tensor = output.last_hidden_state[0, self.length_P.cumsum(0) - 1]
         """The state that predicts the first token of every completion."""
         self.bias_PK = _bias(self.length_P, int(self.length_P.max()))

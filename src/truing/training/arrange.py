@@ -40,6 +40,11 @@ def arrange(
     return with_mismatched(arranged, seed) if "mismatched_C" in needs else arranged
 
 
+def kinds_for(needs: frozenset[str]) -> list[GroupType]:
+    """Types of rows that an objective with these needs learns from, its own first."""
+    return list(WAYS[_wanted(needs)])
+
+
 def check_rows(groups: Sequence[Group], needs: frozenset[str], stage: str, where: str) -> None:
     """Raises DataError unless the rows are there, of a type that will do, with what is needed."""
     if not groups:

@@ -18,13 +18,14 @@ from truing.batch import Batch, Outputs
 from truing.groups import TokenGroup
 from truing.models import loading
 from truing.models.checkpointing import checkpoint_layers
-from truing.models.roles import Roles
+from truing.models.roles import Roles, is_of_critic
 from truing.training import contract
+from truing.training.averaging import WeightAverage
 from truing.training.inputs import Inputs
 from truing.training.meter import Meter
 from truing.training.method import Method
 from truing.training.networks import networks
-from truing.training.on_policy import make_collector
+from truing.training.on_policy import make_collector, make_online
 from truing.training.optim import MasterWeights, make_optimizer, make_schedule
 from truing.training.reference_cache import ReferenceLogps, reference_logps
 from truing.training.sources import Offline, OnPolicy, Source
@@ -46,6 +47,8 @@ class Built:
     """Counts what the step and the source compute; the loop starts it."""
     notes: list[str]
     """What the user should be told before training."""
+    average: WeightAverage | None = None
+    """The weights the stage leaves behind, where they are not the last ones."""
 
 
 def build(method: Method, inputs: Inputs) -> Built:
@@ -54,16 +57,12 @@ def build(method: Method, inputs: Inputs) -> Built:
     device = loading.pick_device(inputs.model.device)
     dtype = loading.compute_dtype(inputs.model.dtype, device)
     roles, lora = networks(method, inputs, device, dtype)
-    trainable = roles.policy.trainable(objective.trains)
+    trainable = roles.trainable(objective.trains)
     if training.gradient_checkpointing:
-        checkpoint_layers(roles.policy.trunk)
+        for network in roles.networks:
+            checkpoint_layers(network.trunk)
     masters = MasterWeights(trainable)
     meter = Meter()
-
-    def compute(batch: Batch) -> Outputs:
-        kind = "train" if torch.is_grad_enabled() else "forward"
-        meter.add(kind, batch, logits=objective.trains != "reward")
-        return roles.outputs(batch, objective.trains, objective.extra_outputs)
 
     def place(batch: Batch) -> Batch:
         placed = roles.placed(batch, device)
@@ -73,13 +72,6 @@ def build(method: Method, inputs: Inputs) -> Built:
 
     complete = _Complete(place, "reference_logps_N" in objective.required, roles, meter)
     source = _source(method, inputs, roles, complete, device, meter)
-    optimizer = make_optimizer(masters, training.learning_rate, training.weight_decay)
-
-    def before_first_update(metrics: dict[str, float], batches: Sequence[Batch]) -> None:
-        contract.check_numbers(method.step_zero, metrics, inputs.where)
-        silent = all("advantages_N" in b and not b["advantages_N"].any() for b in batches)
-        contract.check_gradients(masters.gradients(), [roles.policy], inputs.where, silent=silent)
-
     heldout: list[Batch] = []
     notes: list[str] = []
     if isinstance(training, config.Offline) and isinstance(source, Offline):
@@ -89,7 +81,44 @@ def build(method: Method, inputs: Inputs) -> Built:
             complete.cached = reference_logps(parts, roles, device)
             notes.append(complete.cached.note)
         heldout = source.batches(measured)
-    step = Step(
+    average = None if training.ema_decay is None else WeightAverage(masters, training.ema_decay)
+    step = _step(method, inputs, roles, masters, source, meter)
+    moving = _moving_reference(method, roles, heldout)
+    step.after_update += [] if moving is None else [moving]
+    step.after_update += [] if average is None else [average.follow]
+    return Built(step, source, roles, lora, heldout, device, dtype, meter, notes, average)
+
+
+def _step(
+    method: Method,
+    inputs: Inputs,
+    roles: Roles,
+    masters: MasterWeights,
+    source: Source,
+    meter: Meter,
+) -> Step:
+    """The optimizer, its schedule and what must hold before its first update."""
+    training, objective = method.training, method.objective
+    optimizer = make_optimizer(masters, training.learning_rate, training.weight_decay)
+
+    def compute(batch: Batch) -> Outputs:
+        kind = "train" if torch.is_grad_enabled() else "forward"
+        meter.add(kind, batch, logits=objective.trains != "reward")
+        if roles.has_own_critic:
+            meter.add(kind, batch, logits=False)
+        return roles.outputs(batch, objective.trains, objective.extra_outputs)
+
+    def before_first_update(metrics: dict[str, float], batches: Sequence[Batch]) -> None:
+        contract.check_numbers(method.step_zero, metrics, inputs.where)
+        silent = all("advantages_N" in b and not b["advantages_N"].any() for b in batches)
+        contract.check_gradients(masters.gradients(), roles.networks, inputs.where, silent=silent)
+
+    def critic_alone() -> bool:
+        if not isinstance(training, config.ActorCritic) or not isinstance(source, OnPolicy):
+            return False
+        return source.rollout < training.critic_warmup_rollouts
+
+    return Step(
         objective=objective,
         compute=compute,
         masters=masters,
@@ -99,9 +128,9 @@ def build(method: Method, inputs: Inputs) -> Built:
         ),
         max_grad_norm=training.max_grad_norm,
         before_first_update=before_first_update,
-        after_update=_moving_reference(method, roles, heldout),
+        critic_names=frozenset(n for n in masters.masters if is_of_critic(n)),
+        critic_alone=critic_alone,
     )
-    return Built(step, source, roles, lora, heldout, device, dtype, meter, notes)
 
 
 @dataclass(slots=True)
@@ -159,6 +188,8 @@ def _source(
     meter: Meter,
 ) -> Source:
     training = method.training
+    if isinstance(training, config.Online):
+        return make_online(method, training, inputs, roles, complete, device, meter)
     if method.credit is None:
         return Offline(
             groups=inputs.train,
@@ -170,9 +201,10 @@ def _source(
             max_steps=training.max_steps,
         )
     assert isinstance(training, config.OnPolicy)
-    return OnPolicy(
+    collector = make_collector(method, training, inputs, roles, complete.place, device, meter)
+    source = OnPolicy(
         prompts=inputs.train,
-        collector=make_collector(method, training, inputs, roles, complete.place, device, meter),
+        collector=collector,
         on_rollout=inputs.on_rollout,
         prompts_per_rollout=training.rollout_batch_size,
         completions_per_prompt=training.num_generations,
@@ -180,4 +212,9 @@ def _source(
         epochs=training.num_train_epochs,
         seed=inputs.seed,
         max_steps=training.max_steps,
+        approxkl_limit=training.approxkl_limit,
     )
+    if collector.kl_controller is not None:  # max_steps may end the run before all rollouts
+        rollouts = -(-source.total_steps // source.steps_per_rollout)
+        collector.kl_controller.rollouts = rollouts
+    return source

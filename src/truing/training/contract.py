@@ -6,7 +6,7 @@ cost of one comparison, instead of as a curve that looks odd a day later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ def check_numbers(
 
 def check_gradients(
     gradients: Mapping[str, Tensor | None],
-    modules: list[nn.Module],
+    modules: Sequence[nn.Module],
     where: str,
     *,
     silent: bool = False,

@@ -43,6 +43,7 @@ def train(
             run.append_metrics(step.taken, work.metrics | meter.lap(time.perf_counter() - started))
             continue
         metrics = step(work.micro_batches, work.metrics)
+        source.observe(metrics)
         number = step.taken
         tokens += sum(batch.size_T for batch in work.micro_batches)
         if evaluate is not None and number in (-(-total // 2), total):

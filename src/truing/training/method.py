@@ -15,23 +15,49 @@ from pydantic import TypeAdapter, ValidationError
 from truing import config, objectives
 from truing.errors import UsageError, suggest
 from truing.objectives.base import Objective
-from truing.rollouts import credit
+from truing.rollouts import credit, curation
 from truing.rollouts.credit.base import Credit
+from truing.rollouts.curation.base import Curation
+from truing.training.arrange import kinds_for
+
+NO_DRIFT = {"objective/kl": (0.0, 1e-6)}
+"""What must hold of the first rollout: nothing has moved yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A training stage, resolved: its knobs, its objective, and its credit rule if it has one."""
+    """A training stage, resolved: its knobs, its objective, and what it makes of its own samples if
+    it learns from those: advantages (credit) or rows (curation)."""
 
     training: config.Training
     objective: Objective
     credit: Credit | None
+    curation: Curation | None = None
 
     @property
     def step_zero(self) -> dict[str, tuple[float, float]]:
         """Metric -> (value, tolerance) that must hold before the first update."""
         rule = {} if self.credit is None else dict(self.credit.step_zero)
+        if self.curation is not None and self.reads_reference:
+            rule = NO_DRIFT
         return dict(self.objective.step_zero) | rule
+
+    @property
+    def draws(self) -> bool:
+        """Whether it learns from completions the policy draws, not from rows that are there."""
+        return self.credit is not None or self.curation is not None
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether its loss compares the policy with a reference."""
+        return "reference_logps_N" in self.objective.required
+
+    @property
+    def moves_reference(self) -> bool:
+        """Whether the reference is anything but the weights that training began with."""
+        training = self.training
+        renewed = isinstance(training, config.Online) and training.sync_reference_rollouts
+        return self.objective.moves_reference or bool(renewed)
 
     @property
     def caches_reference(self) -> bool:
@@ -43,7 +69,7 @@ class Method:
     def knobs(self) -> dict[str, Any]:
         """Every key with its value, as config.yaml shows it."""
         parts: dict[str, Any] = self.training.model_dump(mode="json", by_alias=True)
-        for part in (self.objective, self.credit):
+        for part in (self.objective, self.credit, self.curation):
             if part is not None:
                 parts |= {f.name: getattr(part, f.name) for f in fields(part)}  # type: ignore[arg-type]
         return parts
@@ -59,13 +85,13 @@ def resolve(name: str, raw: Mapping[str, Any], where: str) -> Method:
         raise UsageError(
             f"{prefix}.method: {error.what}", where=where, remedy=suggest(str(raw["method"]), valid)
         ) from error
-    credit_class = credit.find(objective_class.credit) if objective_class.credit else None
     preset = objectives.presets().get(str(raw["method"]))
     defaults = {**objective_class.recipe_defaults, **(preset.keys if preset else {})}
     keys = {**defaults, **raw}
-    schema = config.OnPolicy if credit_class else config.Offline
+    rule_class = _rule(objective_class, keys, where, prefix)
+    schema = _schema(objective_class, rule_class)
     common = {f.alias or n for n, f in schema.model_fields.items()}
-    own = [_field_names(part) for part in (objective_class, credit_class) if part]
+    own = [_field_names(part) for part in (objective_class, rule_class) if part]
     known = common.union(*own)
     for key in keys:
         if key not in known:
@@ -77,11 +103,131 @@ def resolve(name: str, raw: Mapping[str, Any], where: str) -> Method:
     shared = {key: getattr(training, key) for key in common & set().union(*own)}
     keys |= shared
     objective = _instance(objective_class, keys, where, prefix)
-    rule = None if credit_class is None else _instance(credit_class, keys, where, prefix)
+    rule = None if rule_class is None else _instance(rule_class, keys, where, prefix)
+    if isinstance(rule, Curation):
+        assert isinstance(training, config.Online)
+        _check_online(training, objective, rule, where, prefix)
+        return Method(training, objective, None, rule)
+    _check_kl_control(training, rule, where, prefix)
+    _check_limits(training, objective, where, prefix)
     method = Method(training, objective, rule)
     if method.caches_reference:
         _check_cached(objective, where, prefix)
     return method
+
+
+def _check_limits(training: config.Training, objective: Objective, where: str, prefix: str) -> None:
+    """A limit needs what it is a limit of, and a warm-up something after it."""
+    if not isinstance(training, config.OnPolicy):
+        return
+    if training.approxkl_limit is not None and "val/ratio" not in objective.step_zero:
+        raise UsageError(
+            f"'{prefix}.approxkl_limit': this method has no ratio to the policy that sampled",
+            where=where,
+            remedy="leave it out, or use a method with one (ppo, grpo, rloo, ...)",
+        )
+    if not isinstance(training, config.ActorCritic):
+        return
+    if training.critic_warmup_rollouts >= training.num_rollouts:
+        raise UsageError(
+            f"'{prefix}.critic_warmup_rollouts': {training.critic_warmup_rollouts} of "
+            f"{training.num_rollouts} rollouts leave none for the policy",
+            where=where,
+            remedy="lower it, or raise num_rollouts",
+        )
+
+
+def _rule(
+    kind: type[Objective], keys: dict[str, Any], where: str, prefix: str
+) -> type[Credit] | type[Curation] | None:
+    """What turns own samples into something to learn from; None for training on rows. The name of
+    the curation is put into `keys`."""
+    if kind.credit is not None:
+        return credit.find(kind.credit)
+    if kind.curation is None and not {"reward", "curation"} & keys.keys():
+        return None
+    if kind.trains == "reward":
+        raise UsageError(
+            f"'{prefix}.reward': this method trains a reward model, which draws no completions",
+            where=where,
+            remedy="make its rows with a stage `method: preferences`, and leave reward out",
+        )
+    needs = _instance(kind, keys, where, prefix).required
+    keys["curation"] = keys.get("curation") or kind.curation or curation.usual(kinds_for(needs))
+    try:
+        found = curation.find(str(keys["curation"]))
+    except UsageError as error:
+        raise UsageError(
+            f"'{prefix}.curation': {error.what}", where=where, remedy=error.remedy
+        ) from error
+    if found.makes not in kinds_for(needs):
+        raise UsageError(
+            f"'{prefix}.curation': {keys['curation']} makes {found.makes} rows, and this method "
+            f"learns from {' or '.join(kinds_for(needs))} rows",
+            where=where,
+            remedy=f"set curation to {curation.usual(kinds_for(needs))}, or leave it out",
+        )
+    if "of_reference_C" in needs and not found.draws_from_reference:
+        raise UsageError(
+            f"'{prefix}.curation': {keys['curation']} draws nothing from the reference, and this "
+            "method needs to know what the reference drew",
+            where=where,
+            remedy="leave curation out",
+        )
+    return found
+
+
+def _check_online(
+    training: config.Online, objective: Objective, rule: Curation, where: str, prefix: str
+) -> None:
+    """There is enough to choose from, and a reference to renew where that is asked for."""
+    if training.num_generations < rule.fewest:
+        raise UsageError(
+            f"'{prefix}.num_generations': {training.num_generations}, and one completion cannot be "
+            "compared with another",
+            where=where,
+            remedy=f"set it to {rule.fewest} or more",
+        )
+    if training.sync_reference_rollouts is None:
+        return
+    if "reference_logps_N" not in objective.required:
+        why = "this method reads no reference"
+    elif objective.moves_reference:
+        why = "this method moves its reference itself, every sync_steps steps"
+    else:
+        return
+    raise UsageError(
+        f"'{prefix}.sync_reference_rollouts': {why}", where=where, remedy="leave it out"
+    )
+
+
+def _schema(
+    objective: type[Objective], rule: type[Credit] | type[Curation] | None
+) -> type[config.Training]:
+    """The training fields of a method, by what it declares."""
+    if rule is not None and issubclass(rule, Curation):
+        return config.Online
+    if objective.credit is None:
+        return config.Offline
+    return config.ActorCritic if objective.trains == "policy+value" else config.OnPolicy
+
+
+def _check_kl_control(training: config.Training, rule: Any, where: str, prefix: str) -> None:
+    """A controller multiplies β and compares with a target: it needs both."""
+    if not isinstance(training, config.OnPolicy) or training.kl_control == "fixed":
+        return
+    if training.kl_target is None:
+        raise UsageError(
+            f"'{prefix}.kl_control': {training.kl_control} needs kl_target",
+            where=where,
+            remedy="say how many nats a completion may drift, for example kl_target: 6",
+        )
+    if not rule.kl_coef:
+        raise UsageError(
+            f"'{prefix}.kl_coef': {training.kl_control} multiplies it, and it is 0",
+            where=where,
+            remedy="start from a small one, for example 0.05",
+        )
 
 
 def _check_cached(objective: Objective, where: str, prefix: str) -> None:

@@ -12,7 +12,13 @@ from truing.errors import UsageError
 from truing.models import loading
 from truing.models.heads import new_score_head, new_value_head
 from truing.models.network import Network
-from truing.models.roles import Roles, attach_reward_adapter, load_reward_network
+from truing.models.roles import (
+    Roles,
+    attach_critic_adapter,
+    attach_reward_adapter,
+    load_critic,
+    load_reward_network,
+)
 from truing.training.inputs import Inputs
 from truing.training.method import Method
 
@@ -29,31 +35,66 @@ def networks(
         transformer,
         lora=lora,
         score_head=new_score_head(size, inputs.seed) if objective.trains == "reward" else None,
-        value_head=new_value_head(size) if objective.trains == "policy+value" else None,
+        value_head=new_value_head(size) if _critic(method) == "policy" else None,
     )
     needs_reference = "reference_logps_N" in objective.required or method.credit is not None
     reference_copy = None
     if method.caches_reference:
         needs_reference = False  # before its first update the policy itself says what is kept
-    if needs_reference and (lora is None or objective.moves_reference):
+    if needs_reference and (lora is None or method.moves_reference):
         reference_copy = Network(loading.load_causal(inputs.source, dtype, inputs.revision))
         reference_copy.requires_grad_(False).to(device)
-    reward_copy = None
+    reward_copy = critic = None
     if inputs.reward_run is not None:
-        if lora is not None and inputs.shares_trunk:
+        shares = lora is not None and inputs.shares_trunk
+        if shares:
             attach_reward_adapter(policy, inputs.reward_run, dtype)
         else:
             reward_copy = load_reward_network(inputs.reward_run, dtype)
             reward_copy.requires_grad_(False).to(device)
+    if _critic(method) == "reward":
+        critic = _own_critic(method, inputs, policy, lora, dtype)
     temperature = getattr(method.training, "temperature", 1.0)
-    if method.credit is not None and temperature == 0:
+    if method.draws and temperature == 0:
         raise UsageError(
             "temperature: 0 draws one completion for ever: on-policy training needs variety",
             where=inputs.where,
             remedy="set temperature above 0",
         )
+    if method.credit is None:
+        temperature = 1.0  # ratios to the sampler need its temperature; a loss over rows does not
     policy.to(device)
-    return Roles(policy, reference_copy, reward_copy, temperature=temperature), lora
+    if critic is not None:
+        critic.to(device)
+    return Roles(policy, reference_copy, reward_copy, critic, temperature=temperature), lora
+
+
+def _critic(method: Method) -> str | None:
+    """Where the critic of a method that has one lives."""
+    training = method.training
+    return training.critic if isinstance(training, config.ActorCritic) else None
+
+
+def _own_critic(
+    method: Method,
+    inputs: Inputs,
+    policy: Network,
+    lora: LoraConfig | None,
+    dtype: torch.dtype,
+) -> Network | None:
+    """A critic that starts as the reward model: an adapter on the policy's trunk where that is the
+    reward model's too, else a network of its own. Raises UsageError without a reward model."""
+    if inputs.reward_run is None:
+        raise UsageError(
+            "critic: reward starts as a reward model, and this reward is none",
+            where=inputs.where,
+            remedy="set reward to a bradley_terry stage or its folder, or critic: policy",
+        )
+    # checkpointed layers are computed again in the backward pass, when the adapter is another
+    if lora is not None and inputs.shares_trunk and not method.training.gradient_checkpointing:
+        attach_critic_adapter(policy, inputs.reward_run, dtype)
+        return None
+    return load_critic(inputs.reward_run, dtype, lora)
 
 
 def lora_config(model: config.Model, transformer: Any) -> LoraConfig | None:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from truing import config
-from truing.batch import Batch
+from truing.batch import Batch, Metric, mean_of
 from truing.data.loader import Loader
+from truing.data.packing import micro_batches, pack
 from truing.errors import DataError
 from truing.groups import TokenGroup
+from truing.models.mixture import Mixture
 from truing.models.roles import Roles
-from truing.rollouts.collect import Collector, ScoreNormalizer
+from truing.ops import kl_k1, segment_sum
+from truing.rewards.base import Scores
+from truing.rollouts.collect import Collector, Scorer
 from truing.rollouts.engines.base import SamplingSettings
+from truing.rollouts.kl_control import KLController
+from truing.rollouts.normalize import ScoreNormalizer
+from truing.rollouts.opponents import Against
 from truing.rollouts.sampler import sample
+from truing.training.arrange import arrange
 from truing.training.inputs import Inputs
 from truing.training.meter import Meter
 from truing.training.method import Method
+from truing.training.online import Draw, Online
 
 
 def sampling_settings(
@@ -51,6 +62,7 @@ def make_collector(
     device: torch.device,
     meter: Meter,
 ) -> Collector:
+    """What makes rollouts, out of the networks of the stage and its knobs."""
     settings = sampling_settings(training, inputs.stop_id, inputs.readable)
     per_prompt = training.num_generations
     assert method.credit is not None
@@ -72,10 +84,6 @@ def make_collector(
         meter.add("reference", batch)
         return roles.reference_logps(batch)
 
-    def network_score(batch: Batch, _: Sequence[TokenGroup]) -> Tensor:
-        meter.add("reward", batch, logits=False)
-        return roles.reward_scores(batch)
-
     def draw_greedy(prompts: Sequence[TokenGroup]) -> list[TokenGroup]:
         greedy = replace(settings, temperature=0.0)
         return meter.drawing(lambda: sample(roles.policy, prompts, greedy, seed=0))
@@ -84,9 +92,17 @@ def make_collector(
         draw=draw,
         measure=measure,
         reference_logps=reference_logps,
-        score=inputs.reward or network_score,
-        normalize=ScoreNormalizer(training.score_normalization == "reference"),
+        score=_compared(training, inputs, roles, device, meter),
+        normalize=ScoreNormalizer(training.score_normalization),
         credit=method.credit,
+        kl_controller=KLController(
+            training.kl_control,
+            method.credit.kl_coef,
+            target=training.kl_target or math.nan,
+            horizon=training.kl_horizon,
+        ),
+        importance_correction=training.importance_correction,
+        importance_cap=training.importance_cap,
         batch_size=training.batch_size,
         micro_batch_tokens=training.micro_batch_tokens,
         device=device,
@@ -95,6 +111,113 @@ def make_collector(
         dynamic_rounds=training.dynamic_rounds if training.dynamic_sampling else 0,
         demonstrations=_demonstrations(method, training, inputs),
     )
+
+
+def make_online(
+    method: Method,
+    training: config.Online,
+    inputs: Inputs,
+    roles: Roles,
+    complete: Callable[[Batch, Sequence[TokenGroup]], Batch],
+    device: torch.device,
+    meter: Meter,
+) -> Online:
+    """The source of rows that the policy makes itself."""
+    settings = sampling_settings(training, inputs.stop_id, inputs.readable)
+    per_prompt, needs, rule = training.num_generations, method.objective.required, method.curation
+    assert rule is not None
+
+    def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
+        return meter.drawing(
+            lambda: sample(roles.policy, prompts, settings, completions=per_prompt, seed=seed)
+        )
+
+    @torch.no_grad()
+    def drift(groups: Sequence[TokenGroup]) -> Metric:
+        """Σ log π − log ref of the first completion of each group: none was selected yet."""
+        found = []
+        firsts = [replace(group, completions=group.completions[:1]) for group in groups]
+        for part in micro_batches(firsts, training.micro_batch_tokens):
+            batch = complete(pack(part), part)
+            meter.add("forward", batch)
+            logps_N = roles.outputs(batch, method.objective.trains).logps_N
+            assert logps_N is not None
+            ratio_N = kl_k1(logps_N, batch["reference_logps_N"])
+            found.append(segment_sum(ratio_N, batch.completion_N, batch.size_C))
+        return mean_of(torch.cat(found))
+
+    return Online(
+        prompts=inputs.train,
+        draw=draw,
+        score=inputs.reward or _network_score(training, roles, device, meter),
+        curation=rule,
+        arrange=lambda rows, seed: arrange(rows, rule.makes, needs, seed),
+        complete=complete,
+        on_rollout=inputs.on_rollout,
+        prompts_per_rollout=training.rollout_batch_size,
+        completions_per_prompt=per_prompt,
+        rollouts=training.num_rollouts,
+        batch_size=training.batch_size,
+        micro_batch_tokens=training.micro_batch_tokens,
+        epochs=training.num_train_epochs,
+        seed=inputs.seed,
+        max_steps=training.max_steps,
+        drift=drift if method.reads_reference else None,
+        draw_reference=_opponent(roles, settings, per_prompt, 1.0, meter)
+        if rule.draws_from_reference
+        else None,
+        missing_eos_penalty=training.missing_eos_penalty,
+        sync_reference=lambda: roles.move_reference(1.0),
+        sync_every=training.sync_reference_rollouts,
+    )
+
+
+def _compared(
+    training: config.OnPolicy, inputs: Inputs, roles: Roles, device: torch.device, meter: Meter
+) -> Scorer:
+    """The reward, compared with an opponent's where that is asked for."""
+    score = inputs.reward or _network_score(training, roles, device, meter)
+    if not training.opponents:
+        return score
+    settings = sampling_settings(training, inputs.stop_id, inputs.readable)
+    draw = _opponent(roles, settings, training.opponents, training.opponent_mixture, meter)
+    return Against(score, draw, training.opponent_score, inputs.seed)
+
+
+def _opponent(
+    roles: Roles, settings: SamplingSettings, number: int, mixture: float, meter: Meter
+) -> Draw:
+    """What draws from the reference, or from its mixture with the policy."""
+
+    def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
+        if mixture < 1:
+            mixed: Any = Mixture(roles.policy, roles.as_reference, mixture)
+            own = replace(settings, engine="local")  # generate would draw from the policy alone
+            return meter.drawing(lambda: sample(mixed, prompts, own, completions=number, seed=seed))
+        with roles.as_reference() as network:
+            return meter.drawing(
+                lambda: sample(network, prompts, settings, completions=number, seed=seed)
+            )
+
+    return draw
+
+
+def _network_score(
+    training: config.Rollouts, roles: Roles, device: torch.device, meter: Meter
+) -> Scorer:
+    """The reward model of the roles, as a scorer."""
+
+    def score(groups: Sequence[TokenGroup]) -> Scores:
+        found: dict[int, list[float]] = {}
+        for part in micro_batches(groups, training.micro_batch_tokens):
+            batch = pack(part).to(device)
+            meter.add("reward", batch, logits=False)
+            numbers = iter(roles.reward_scores(batch).tolist())
+            for group in part:
+                found[id(group)] = [next(numbers) for _ in group.completions]
+        return Scores([number for group in groups for number in found[id(group)]])
+
+    return score
 
 
 def _demonstrations(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,12 @@ class MasterWeights:
         for master in self.masters.values():
             if master.grad is not None:
                 master.grad.mul_(factor)
+
+    def drop_gradients(self, but: Collection[str]) -> None:
+        """Let only these masters learn in this step."""
+        for name, master in self.masters.items():
+            if name not in but:
+                master.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:

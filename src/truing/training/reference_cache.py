@@ -33,7 +33,7 @@ from truing.models.loading import cache_folder
 from truing.models.network import Network
 from truing.models.roles import Roles
 
-FORWARD_VERSION = 1
+FORWARD_VERSION = 2
 """Raise this when the forward pass rounds otherwise than before: old caches are then not found."""
 
 Parts = Sequence[Sequence[TokenGroup]]
@@ -100,7 +100,7 @@ def cache_key(parts: Parts, network: Network, temperature: float) -> str:
         "forward": FORWARD_VERSION,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "device": weight.device.type,
+        "device": _device(weight.device),
         "dtype": str(weight.dtype),
         "temperature": temperature,
         "config": config,
@@ -111,6 +111,13 @@ def cache_key(parts: Parts, network: Network, temperature: float) -> str:
         found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         found.update(parameter.detach().contiguous().cpu().view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def _device(device: torch.device) -> str:
+    """What of a device decides how it rounds: which one it is, and on a CPU in how many threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
 
 
 def _reference_weights(network: Network) -> dict[str, Tensor]:

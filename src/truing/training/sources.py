@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -13,6 +13,8 @@ from truing.data.loader import Loader
 from truing.data.packing import micro_batches, pack
 from truing.groups import TokenGroup
 from truing.rollouts.collect import Collector, Rollout
+
+APPROXKL = "policy/approxkl_avg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,9 @@ class Source(Protocol):
         """How many steps it has."""
 
     def __iter__(self) -> Iterator[Work]: ...
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """What the step on the last Work measured."""
 
 
 @dataclass(slots=True)
@@ -64,6 +69,9 @@ class Offline:
                 yield Work(self.batches(groups), {})
                 left -= 1
 
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Rows come in their order, whatever they taught."""
+
     def batches(self, groups: Sequence[TokenGroup]) -> list[Batch]:
         """Any groups as completed micro-batches (also used to measure held-out rows)."""
         return [self.complete(pack(part), part) for part in self.parts(groups)]
@@ -92,6 +100,17 @@ class OnPolicy:
     epochs: int
     seed: int
     max_steps: int | None = None
+    approxkl_limit: float | None = None
+    """Beyond this much of ½ (log ratio)² the rest of a rollout is left out."""
+    rollout: int = 0
+    """Which rollout is being learnt from."""
+    too_far: bool = False
+    """Whether the last step went beyond it."""
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """How far the policy is from the one that drew the rollout."""
+        limit = self.approxkl_limit
+        self.too_far = limit is not None and metrics[APPROXKL] > limit
 
     @property
     def steps_per_rollout(self) -> int:
@@ -109,18 +128,23 @@ class OnPolicy:
         for index in range(self.rollouts):
             if not left:
                 return
+            self.rollout = index
             seed = hash((self.seed, index)) & 0x7FFFFFFF
             rollout = self.collector.collect(next(supply), seed, more=lambda: next(supply))
             self.on_rollout(index, rollout)
             metrics = rollout.metrics
             if not rollout.minibatches:  # nothing to learn from: its numbers are kept all the same
                 yield Work([], metrics)
-            for epoch in range(self.epochs):
-                order = list(range(len(rollout.minibatches)))
-                random.Random(f"{seed}/{epoch}").shuffle(order)
-                for part in order:
-                    if not left:
-                        return
-                    yield Work(rollout.minibatches[part], metrics)
-                    metrics = {}
-                    left -= 1
+            for minibatch in islice(self._minibatches(rollout, seed), left):
+                yield Work(minibatch, metrics)
+                metrics = {}
+                left -= 1
+                if self.too_far:
+                    break
+
+    def _minibatches(self, rollout: Rollout, seed: int) -> Iterator[list[Batch]]:
+        """Every minibatch once an epoch, in another order each."""
+        for epoch in range(self.epochs):
+            order = list(range(len(rollout.minibatches)))
+            random.Random(f"{seed}/{epoch}").shuffle(order)
+            yield from (rollout.minibatches[part] for part in order)

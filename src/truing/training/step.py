@@ -31,8 +31,12 @@ class Step:
     max_grad_norm: float
     before_first_update: Callable[[dict[str, float], Sequence[Batch]], None]
     """The step-0 contract; called once, with the first metrics and batches, gradients in place."""
-    after_update: Callable[[int], None] | None = None
-    """Called with the number of steps taken, once the weights have moved."""
+    after_update: list[Callable[[int], None]] = field(default_factory=list)
+    """Each called with the number of steps taken, once the weights have moved."""
+    critic_names: frozenset[str] = frozenset()
+    """Masters of the critic."""
+    critic_alone: Callable[[], bool] = lambda: False
+    """Whether only they learn in the step at hand."""
     taken: int = 0
     first_metrics: dict[str, float] = field(default_factory=dict)
     carried: dict[str, Tensor] = field(default_factory=dict)
@@ -64,6 +68,8 @@ class Step:
         if self.taken == 0:
             self.before_first_update(metrics, micro_batches)
             self.first_metrics = dict(metrics)
+        if self.critic_alone():
+            self.masters.drop_gradients(but=self.critic_names)
         norm = torch.nn.utils.clip_grad_norm_(self.masters.masters.values(), self.max_grad_norm)
         metrics["grad_norm"] = float(norm)
         metrics["learning_rate"] = float(self.schedule.get_last_lr()[0])
@@ -73,8 +79,8 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         self.masters.publish()
         self.taken += 1
-        if self.after_update is not None:
-            self.after_update(self.taken)
+        for follow in self.after_update:
+            follow(self.taken)
         return metrics
 
     def _refuse_non_finite(self, metrics: dict[str, float]) -> None:

@@ -2,7 +2,7 @@
 
     w_n = π(y_n) / π_old(y_n),   d_n = log π(y_n) − log π_ref(y_n),   k3 = e^−d − 1 + d
     l_n = max( −A w, −A clip(w, 1 − ε, 1 + ε_high) ) + β w k3
-    L   = (1/C) Σ_i (1/|y_i|) Σ_t l_{i,t}                             aggregation: sequence
+    L   = (1/C) Σ_i (1/|y_i|) Σ_t (l_{i,t} − c_H H_{i,t})             aggregation: sequence
 
 A is the score minus the mean of the prompt's group, over the group's deviation. Dividing by |y_i|
 makes a wrong answer cheaper the longer it is, and dividing by the deviation favours prompts that
@@ -33,12 +33,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from truing.batch import Batch, Metric, mean_of
+from truing.batch import Batch, Loss, Metric, Outputs, mean_of
 from truing.objectives.base import KNOBS
 from truing.objectives.policy_gradient._base import TokenPolicyGradient
 from truing.objectives.policy_gradient._surrogates import (
     Aggregation,
     KLEstimator,
+    aggregate,
     clip_metrics,
     clipped_surrogate,
     kl_term,
@@ -73,12 +74,25 @@ class GRPO(TokenPolicyGradient):
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """c: where A < 0 the loss is at most −c A, which ends the pull of exploded ratios. Larger cuts
     less; null: off. 3 in Ye et al."""
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """c_H: weight of an entropy bonus per token. Larger keeps more choices open; 0 in the paper."""
     max_completion_length: Annotated[int, Field(gt=0)] = 64
     """What `constant` divides by: the stage's own limit. Larger makes every step smaller."""
 
     @property
     def required(self) -> frozenset[str]:
         return self.needs | ({"reference_logps_N"} if self.beta else set())
+
+    def __call__(self, batch: Batch, outputs: Outputs) -> Loss:
+        loss = super().__call__(batch, outputs)
+        if not self.entropy_coef:
+            return loss
+        assert outputs.entropy_N is not None
+        where = (batch.completion_N, batch.size_C)
+        bonus = aggregate(outputs.entropy_N, *where, self.aggregation, self.max_completion_length)
+        total = loss.total - self.entropy_coef * bonus
+        metrics = loss.metrics | {"loss": Metric(total.detach().float(), loss.weight)}
+        return Loss(total, loss.weight, metrics)
 
     def token_losses(self, batch: Batch, logps_N: Tensor) -> tuple[Tensor, dict[str, Metric]]:
         advantages_N = batch["advantages_N"]

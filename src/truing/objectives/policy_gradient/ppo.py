@@ -3,10 +3,10 @@
     w_n = π(y_n) / π_old(y_n)
     L_π = (1/N) Σ_n max( −A_n w_n, −A_n clip(w_n, 1−ε, 1+ε) )        at most −c A_n where A_n < 0
     L_V = (1/N) Σ_n ½ max( (V_n − G_n)², (clip(V_n, V_old,n ± ε_V) − G_n)² )
-    L   = L_π + c_V L_V − γ (1/M) Σ_m log π(demonstration token m)   PPO-ptx, if γ > 0
+    L   = L_π + c_V L_V − c_H (1/N) Σ_n H_n − γ (1/M) Σ_m log π(demonstration token m)
 
 Advantages A and returns G come from the credit rule `gae`, where the KL penalty sits in the
-per-token reward. Demonstrations stand beside the rollout and feel only the last term.
+per-token reward. Demonstrations stand beside the rollout and feel only the last term (PPO-ptx).
 
 Gradient: at w = 1 it is −A ∇log π. The clip ends the pull of a token that has moved ε the way A
 asked; one that went the other way is pulled back, without bound if A < 0 and there is no dual clip.
@@ -44,9 +44,8 @@ from truing.objectives.policy_gradient._surrogates import (
 class PPO(Objective):
     """The clipped surrogate and the clipped value loss, both averaged over all rollout tokens.
 
-    Shapes: everything over N; log-probs in nats at the sampling temperature. Raises nothing of
-    its own. Departures: log-ratios are clamped to ±20 inside exp, which only an exploded policy
-    reaches; ptx is a mean over demonstration tokens, which the paper leaves open.
+    Shapes: everything over N; log-probs in nats at the sampling temperature. Raises nothing itself.
+    Departures: log-ratios are cut at ±20 inside exp; ptx is a mean over demonstration tokens.
     """
 
     cliprange: Annotated[float, Field(gt=0)] = 0.2
@@ -57,6 +56,8 @@ class PPO(Objective):
     """c_V: weight of the value loss. 0.1 in Ziegler et al."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """c: where A < 0 the loss is at most −c A. Larger cuts less; null: off. 3 in Ye et al."""
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """c_H: weight of the entropy bonus. Larger keeps more choices open; 0.01 in Schulman et al."""
     ptx_coef: Annotated[float, Field(ge=0)] = 0.0
     """γ: weight of the likelihood of demonstrations. Larger forgets less; 27.8 in InstructGPT."""
 
@@ -89,11 +90,9 @@ class PPO(Objective):
         mine_N = ~self._demonstrated(batch)
         log_ratio_N = (outputs.logps_N - batch["sampled_logps_N"])[mine_N]
         ratio_N, advantages_N = ratio_of(log_ratio_N), batch["advantages_N"][mine_N]
-        policy_N = clipped_surrogate(
-            ratio_N, advantages_N, self.cliprange, dual_clip=self.dual_clip
-        )
+        policy_N = clipped_surrogate(ratio_N, advantages_N, self.cliprange, None, self.dual_clip)
         values_N, old_values_N = outputs.values_N[mine_N], batch["values_N"][mine_N]
-        limit, returns_N = self.cliprange_value, batch["returns_N"][mine_N]
+        returns_N, limit = batch["returns_N"][mine_N], self.cliprange_value
         value_N = clipped_value_loss(values_N, old_values_N, returns_N, limit)
         moved_N = (values_N - old_values_N).abs() > (limit or torch.inf)
         total = (policy_N + self.vf_coef * value_N).sum()
@@ -109,6 +108,8 @@ class PPO(Objective):
             metrics["loss/ptx_avg"] = mean_of(nll)
         if outputs.entropy_N is not None:
             metrics["policy/entropy_avg"] = mean_of(outputs.entropy_N[mine_N])
+            if self.entropy_coef:
+                total = total - self.entropy_coef * outputs.entropy_N[mine_N].sum()
         metrics["loss"] = Metric(total.detach().float(), self.weigh(batch))
         return Loss(total, self.weigh(batch), metrics)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import Tensor
-
 from truing.batch import Batch, Outputs
-from truing.config import Offline, OnPolicy, Sampling
-from truing.errors import DataError, RolloutError
+from truing.config import Offline, Rollouts, Sampling
+from truing.errors import DataError
 from truing.evaluation.reward_model import judge
 from truing.groups import TokenGroup
 from truing.models import saving
@@ -19,10 +16,10 @@ from truing.models.loading import DTYPES
 from truing.objectives.base import Objective
 from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
-from truing.rewards.base import Reward
+from truing.rewards.base import Reward, Scores
 from truing.rollouts.collect import Rollout, Scorer
 from truing.rollouts.sampler import sample
-from truing.rollouts.scoring import score_groups, unscored
+from truing.rollouts.scoring import score_groups
 from truing.rundir import RunInfo
 from truing.training.arrange import (
     DEMONSTRATIONS,
@@ -66,7 +63,7 @@ class Train(PipelineStage):
 
     def check(self, context: Context) -> None:
         """The reward is known and the rows are usable; a stage's rows are checked once made."""
-        if isinstance(self.method.training, OnPolicy):
+        if isinstance(self.method.training, Rollouts):
             context.reward(self.method.training.reward)
         if self.method.training.data == "data":
             self._check_rows(context)
@@ -75,7 +72,7 @@ class Train(PipelineStage):
         """The rows are there, of the right type, and train the stop token somewhere; held-out ones
         that are measured have the columns that are read."""
         groups = context.groups(self.method.training.data, "train")
-        if self.method.credit is None:
+        if not self.method.draws:
             needs = self.method.objective.required
             path = context.recipe.data.path
             check_rows(groups, needs, self.name, path)
@@ -103,6 +100,8 @@ class Train(PipelineStage):
             built.meter,
             evaluate if built.heldout else None,
         )
+        if built.average is not None:
+            built.average.adopt()
         speed = measured_speed(built.meter, built.roles, self.method.objective.trains)
         context.say(f"{self.name}: {speed}")
         info.facts["speed"] = speed.facts
@@ -112,7 +111,7 @@ class Train(PipelineStage):
         self._keep(context, inputs, built)
         if self.method.objective.trains == "reward":
             info.facts["reward_model"] = self._judge(context, inputs, built)
-        elif self.method.credit is None:
+        elif not self.method.draws:
             self._draw_samples(context, inputs, built)
         return Totals(tokens, step.taken, built.roles.copies)
 
@@ -124,7 +123,7 @@ class Train(PipelineStage):
         train_groups = self._rows(context, seed)
         heldout: list[TokenGroup] = []
         shown: list[TokenGroup] = []
-        if self.method.credit is None:
+        if not self.method.draws:
             heldout = self._heldout(context, seed)
         elif "demonstration_C" in self.method.objective.required:
             shown = self._demonstrations(context)
@@ -146,9 +145,9 @@ class Train(PipelineStage):
         )
 
     def _rows(self, context: Context, seed: int) -> list[TokenGroup]:
-        """Prompts for on-policy training, else the rows as the objective learns from them."""
+        """Prompts where the policy answers them; else rows as the objective learns from them."""
         data = self.method.training.data
-        if self.method.credit is not None:
+        if self.method.draws:
             return context.encode(context.prompts(data, "train"))
         groups = context.groups(data, "train")
         encoded = context.encode(groups)
@@ -178,18 +177,15 @@ class Train(PipelineStage):
     def _reward(self, context: Context) -> tuple[Path | None, Scorer | None]:
         """The reward model's run directory, or a scorer over texts."""
         training = self.method.training
-        if not isinstance(training, OnPolicy):
+        if not isinstance(training, Rollouts):
             return None, None
         found = context.reward(training.reward)
         if isinstance(found, Path):
             return found, None
         reward: Reward = found
 
-        def by_text(batch: Batch, groups: Any) -> Tensor:
-            scores = score_groups(reward, groups, context.readable)
-            if scores.faults:
-                raise RolloutError(unscored(scores), where=reward.label)
-            return torch.tensor(scores.values, device=batch.tokens_T.device)
+        def by_text(groups: Sequence[TokenGroup]) -> Scores:
+            return score_groups(reward, groups, context.readable)
 
         return None, by_text
 
@@ -229,6 +225,7 @@ class Train(PipelineStage):
                 "completion": context.readable(completion.ids),
                 "score": completion.score,
                 "finish": completion.finish.value,
+                **({"drawn_by": "reference"} if completion.of_reference else {}),
             }
             for group in rollout.groups
             for completion in group.completions

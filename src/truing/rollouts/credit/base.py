@@ -5,9 +5,10 @@ N tokens, flat · C completions
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from pydantic import ConfigDict
@@ -30,6 +31,13 @@ class Credit(ABC):
     step_zero: ClassVar[Mapping[str, tuple[float, float]]] = {"objective/kl": (0.0, 1e-6)}
     """Metric -> (value, tolerance) that must hold for the first rollout."""
 
+    kl_coef: float
+    """β of the KL penalty in the reward; a controller may replace it from rollout to rollout."""
+
+    def with_kl_coef(self, value: float) -> Self:
+        """The same rule with another β."""
+        return dataclasses.replace(self, kl_coef=value)  # type: ignore[type-var]
+
     @property
     def wants_greedy(self) -> bool:
         """Whether it reads `baseline_C`, the score of each prompt's greedy completion."""
@@ -40,12 +48,13 @@ class Credit(ABC):
         """All batches of one rollout with `advantages_N` added, and what was measured."""
 
 
-def less_missing_eos(batch: Batch, penalty: float | None) -> Tensor:
-    """The score of each completion, less the penalty if it was cut before its stop token."""
+def conditioned(batch: Batch, missing_eos_penalty: float | None, clip: float | None) -> Tensor:
+    """The score of each completion, less the penalty if it was cut before its stop token, then
+    clipped to ±clip. Shape [C]."""
     scores_C = batch["scores_C"]
-    if penalty is None:
-        return scores_C
-    return scores_C - penalty * (~batch["finished_C"]).to(scores_C.dtype)
+    if missing_eos_penalty is not None:
+        scores_C = scores_C - missing_eos_penalty * (~batch["finished_C"]).to(scores_C.dtype)
+    return scores_C if clip is None else scores_C.clamp(-clip, clip)
 
 
 def drift(batch: Batch) -> Tensor:

@@ -18,8 +18,8 @@ from truing.rollouts.credit.base import (
     KNOBS,
     Credit,
     Credited,
+    conditioned,
     drift,
-    less_missing_eos,
     rollout_metrics,
 )
 
@@ -28,8 +28,9 @@ from truing.rollouts.credit.base import (
 class GAE(Credit):
     """Generalised advantage estimation over a per-token reward that holds the KL penalty.
 
+        s   = clip(score − missing-EOS penalty, ±score_clip)
         k_t = log π_old(y_t) − log π_ref(y_t)
-        R_t = −kl_coef · k_t + [t is the last real token] · score
+        R_t = −kl_coef · k_t + [t is the last real token] · s          whitened, if asked for
         δ_t = R_t + γ V_{t+1} − V_t,   A_t = δ_t + γλ A_{t+1},   G_t = A_t + V_t
 
     V_t is the value of the state before token t; after the last token it is 0. Advantages are
@@ -44,33 +45,44 @@ class GAE(Credit):
     """γ: discount per token. Below 1, late rewards count less."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
     """λ: 1 trusts the sampled return (no bias), 0 trusts the value head (least variance)."""
+    score_clip: Annotated[float, Field(gt=0)] | None = None
+    """The score, normalised and less the penalty, is clipped to ± this. Smaller bounds what one
+    completion can teach; null: off. 10 in OpenRLHF."""
+    whiten_rewards: bool = False
+    """Scale all per-token rewards of the rollout to deviation 1, keeping their mean. A larger
+    score then teaches no more than a smaller one; off in Ziegler et al.'s default."""
     whiten_advantages: bool = True
     """Shift and scale advantages to mean 0 and deviation 1 over the whole rollout."""
     missing_eos_penalty: Annotated[float, Field(ge=0)] | None = None
     """Subtracted from the score of a completion that was cut before its stop token."""
 
     def __call__(self, batches: list[Batch]) -> Credited:
-        scores = [less_missing_eos(batch, self.missing_eos_penalty) for batch in batches]
+        scores = [conditioned(b, self.missing_eos_penalty, self.score_clip) for b in batches]
+        sizes = [batch.size_N for batch in batches]
+        rewards = [self._rewards(b, shaped_C) for b, shaped_C in zip(batches, scores, strict=True)]
+        if self.whiten_rewards:
+            rewards = list(torch.split(whiten(torch.cat(rewards), keep_mean=True), sizes))
         advantages = [
-            self._advantages(batch, shaped_C)
-            for batch, shaped_C in zip(batches, scores, strict=True)
+            self._advantages(batch, rewards_N)
+            for batch, rewards_N in zip(batches, rewards, strict=True)
         ]
         returns = [
             advantages_N + batch["values_N"]
             for batch, advantages_N in zip(batches, advantages, strict=True)
         ]
         if self.whiten_advantages:
-            whole = whiten(torch.cat(advantages))
-            advantages = list(torch.split(whole, [batch.size_N for batch in batches]))
+            advantages = list(torch.split(whiten(torch.cat(advantages)), sizes))
         credited = [
             batch.with_columns(advantages_N=advantages_N, returns_N=returns_N)
             for batch, advantages_N, returns_N in zip(batches, advantages, returns, strict=True)
         ]
         return credited, self._metrics(credited, scores)
 
-    def _advantages(self, batch: Batch, shaped_C: Tensor) -> Tensor:
+    def _rewards(self, batch: Batch, shaped_C: Tensor) -> Tensor:
         rewards_N = -self.kl_coef * drift(batch)
-        rewards_N = rewards_N.index_add(0, batch.last_C, shaped_C.to(rewards_N.dtype))
+        return rewards_N.index_add(0, batch.last_C, shaped_C.to(rewards_N.dtype))
+
+    def _advantages(self, batch: Batch, rewards_N: Tensor) -> Tensor:
         values_N = batch["values_N"]
         next_values_N = torch.cat([values_N[1:], values_N.new_zeros(1)])
         next_values_N[batch.last_C] = 0.0

@@ -19,8 +19,8 @@ from truing.rollouts.credit.base import (
     KNOBS,
     Credit,
     Credited,
+    conditioned,
     drift,
-    less_missing_eos,
     rollout_metrics,
 )
 
@@ -29,7 +29,8 @@ from truing.rollouts.credit.base import (
 class GroupCredit(Credit):
     """Score minus a baseline, over a deviation: REINFORCE, RLOO, ReMax, REINFORCE++ and GRPO.
 
-        s_i = score − missing-EOS penalty − overlong punishment,   K_i = Σ_t k_{i,t}
+        s_i = clip(score − missing-EOS penalty, ±score_clip) − overlong punishment
+        K_i = Σ_t k_{i,t}
         R_i = s_i − kl_coef · K_i     (kl_placement: return)  or  s_i     (token)
         A_i = (R_i − b_i) / (std of the group + ε)            b_i, std: as the fields say
         A_{i,t} = A_i − kl_coef · Σ_{t'≥t} k_{i,t'}           (kl_placement: token)
@@ -57,6 +58,9 @@ class GroupCredit(Credit):
     drift from itself to the end, after the baseline."""
     missing_eos_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Subtracted from the score of a completion that was cut before its stop token."""
+    score_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """The score, less the penalty, is clipped to ± this before the baseline is taken. Smaller
+    bounds what one completion can teach; null: off. 10 in OpenRLHF."""
     overlong_cache: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Over this many tokens before max_completion_length (below 1: this share of it) the score
     falls by up to 1; null: off. A fifth of the limit in DAPO."""
@@ -97,7 +101,7 @@ class GroupCredit(Credit):
 
     def _shaped(self, batch: Batch) -> Tensor:
         """Scores after the penalties on form."""
-        scores_C = less_missing_eos(batch, self.missing_eos_penalty)
+        scores_C = conditioned(batch, self.missing_eos_penalty, self.score_clip)
         if self.overlong_cache is None:
             return scores_C
         limit, cache = self.max_completion_length, self.overlong_cache

@@ -7,7 +7,9 @@ and the log-probs mean the same. Prompts are left padded and every completion ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,12 +65,26 @@ def _generate(network: Network, prompts: Sequence[tuple[int, ...]], rows: Rows) 
     def ended(*_: object, **__: object) -> Tensor:
         return ~rows.going_R
 
-    network.base.generate(
-        ids.to(rows.device),
-        attention_mask=real.to(rows.device),
-        generation_config=GenerationConfig(
-            max_new_tokens=rows.settings.max_completion_length, do_sample=False, pad_token_id=pad
-        ),
-        logits_processor=LogitsProcessorList([leave_one]),
-        stopping_criteria=StoppingCriteriaList([ended]),
-    )
+    with _plain(network.base):
+        network.base.generate(
+            ids.to(rows.device),
+            attention_mask=real.to(rows.device),
+            generation_config=GenerationConfig(
+                max_new_tokens=rows.settings.max_completion_length,
+                do_sample=False,
+                pad_token_id=pad,
+            ),
+            logits_processor=LogitsProcessorList([leave_one]),
+            stopping_criteria=StoppingCriteriaList([ended]),
+        )
+
+
+@contextmanager
+def _plain(model: Any) -> Iterator[None]:
+    """Without the model's own generation defaults, which `generate` takes for all that it is not
+    told: a repetition penalty there would change what is drawn, another stop token when."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
