@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test mutants check bench docs clean
+.PHONY: quickstart test mutants check bench experiments docs clean
 
 quickstart: $(VENV)/.quickstart  ## SFT, reward model, PPO, DPO, Best-of-N on a real model; one table
 	$(BIN)/truing run recipes/quickstart.yaml --resume
@@ -29,6 +29,12 @@ bench: $(VENV)/.peer  ## hours on a quiet machine: docs/performance.md, measured
 	$(BIN)/python -m bench.ladder --json bench/results/ladder.json
 	$(BIN)/python -m bench.limits --json bench/results/limits.json
 	$(BIN)/python -m bench.tables
+
+experiments: $(VENV)/.dev  ## what alignment does, measured anew: docs/experiments.md
+	for name in kl_sweep overoptimisation chosen_likelihood length shift forgetting mode_collapse; do \
+	  $(BIN)/python -m experiments.$$name --json experiments/results/$$name.tiny.json || exit 1; \
+	done
+	$(BIN)/python -m experiments.tables
 
 docs: $(VENV)/.dev  ## write docs/reference.md from the declarations
 	$(BIN)/python -m docs.generate
