@@ -136,7 +136,7 @@ def save_table(folder: Path, language: Language, logits_KSV: Tensor) -> None:
 
 def logits_of(model: Any, language: Language) -> Tensor:
     """The tables of a model, [K, S, V], float64."""
-    weight = model.lm_head.weight.detach().double().cpu()
+    weight: Tensor = model.lm_head.weight.detach().double().cpu()
     states = len(beginnings(language))
     return weight.T.reshape(-1, states, language.vocabulary)[:, : len(language.contexts)]
 

@@ -200,6 +200,7 @@ def likelihoods(built: Built, pairs: list[TokenGroup]) -> Tensor:
 
     def sums(batch: Any) -> Tensor:
         logps_N = built.roles.outputs(batch, "policy").logps_N
+        assert logps_N is not None
         return segment_sum(logps_N, batch.completion_N, batch.size_C)
 
     return torch.tensor(per_completion(pairs, sums), dtype=torch.float64)

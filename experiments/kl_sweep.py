@@ -126,7 +126,8 @@ def picture(found: Found) -> str:
     line = found["frontier"]
     start = (found["reference"]["kl"], found["reference"]["reward"])
     points = sorted([start, *zip(line["kl"], line["reward"], strict=True)])
-    lines = [Line("exact frontier", *zip(*points, strict=True), marker="")]
+    kls, rewards = zip(*points, strict=True)
+    lines = [Line("exact frontier", kls, rewards, marker="")]
     for method in dict.fromkeys(row["method"] for row in found["rows"]):
         mine = [row for row in found["rows"] if row["method"] == method]
         x, y = ([row[name]["mean"] for row in mine] for name in ("kl", "reward"))

@@ -68,7 +68,7 @@ def best_of_n_kl_estimates(proxy_N: Tensor, sizes: Sequence[int]) -> Tensor:
     """
     _refuse_pool(proxy_N, proxy_N, "best_of_n_kl_estimates")
     pool = len(proxy_N)
-    _, count_L = proxy_N.double().sort().values.unique_consecutive(return_counts=True)
+    _, count_L = torch.unique(proxy_N.double(), return_counts=True)
     high_L = count_L.cumsum(0).double() / pool
     low_L = high_L.roll(1)
     low_L[0] = 0.0

@@ -70,7 +70,7 @@ class Judge(Reward):
         ]
 
     def _decided(
-        self, prompts: Sequence[str], completions: Sequence[str], duels: list[tuple[int, ...]]
+        self, prompts: Sequence[str], completions: Sequence[str], duels: list[tuple[int, int]]
     ) -> list[int]:
         """The judge's answers, one for each duel."""
         if not duels:
