@@ -258,6 +258,7 @@ def far(subject, signs, lengths):
         "finished_C": [1, 0, 1, 0],
         "mismatched_C": [0, 1, 0, 0],
         "demonstration_C": [0, 0, 0, 1],
+        "of_reference_C": [0, 1, 1, 0],
         "baseline_C": -reward_N,
         "step_end_S": [1, 2],
     }

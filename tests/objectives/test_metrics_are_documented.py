@@ -9,9 +9,10 @@ import torch
 from flat_batches import make_batch
 
 from truing import objectives
+from truing.groups import TokenCompletion, TokenGroup
 from truing.objectives._worked import stated_point
 from truing.objectives.base import WholeStep
-from truing.rollouts import credit
+from truing.rollouts import credit, curation
 
 
 @pytest.fixture(scope="module")
@@ -45,4 +46,11 @@ def test_every_metric_of_a_credit_rule_is_in_the_table(name, documented):
         finished_C=[1, 0],
     )
     _, metrics = credit.find(name)()([batch])
+    assert set(metrics) <= documented
+
+
+@pytest.mark.parametrize("name", curation.names())
+def test_every_metric_of_a_curation_is_in_the_table(name, documented):
+    pair = (TokenCompletion((3,), score=0.0), TokenCompletion((4,), score=1.0, of_reference=True))
+    _, metrics = curation.find(name)()([TokenGroup((5,), pair)], 0)
     assert set(metrics) <= documented

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -18,8 +16,6 @@ from truing.objectives import find as find_objective
 from truing.objectives import names as objective_names
 from truing.rollouts import curation
 from truing.training.arrange import WAYS
-
-METRICS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
 def group(*scores, reference=(), prompt=7):
@@ -211,10 +207,3 @@ def test_no_key_has_two_owners():
     for objective in map(find_objective, objective_names()):
         if objective.credit is None:
             assert not stage & set(objective.__dataclass_fields__), objective
-
-
-def test_what_is_counted_is_documented():
-    table = METRICS.read_text(encoding="utf-8")
-    documented = set(re.findall(r"`([^`]+)`", table))
-    for name in curation.names():
-        assert set(curated(name, group(0.0, 1.0, reference=(1,)))[1]) <= documented
