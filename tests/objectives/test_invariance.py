@@ -29,6 +29,7 @@ SHIFT_FREE = {
     "dpo", "cdpo", "robust", "hinge", "ipo[length_normalize=False]", "f_dpo[divergence=reverse_kl]",
     "exo_pair", "aot", "discopop", "r_dpo", "tr_dpo", "tr_dpo_hard", "beta_dpo", "wpo",
     "rpo", "rpo[nll_average=sum]", "irpo",
+    "xpo",  # its further term reads the policy alone
     "infonca", "exo",
 }  # fmt: skip
 SHIFT_SEEN = {
@@ -137,6 +138,7 @@ SWAP_IS_MORE = {
     "rpo", "rpo[nll_average=sum]", "irpo", "cpo", "cpo[nll_average=sum]", "slic",  # NLL of chosen
     "simpo[sft_weight]", "orpo",
     "wpo",  # weights are of the policy alone
+    "xpo",  # so is the log-prob of what the reference drew
 }  # fmt: skip
 WITHOUT_NLL = {f"{name}[nll_coef=0]": (name, {"nll_coef": 0}) for name in ("cpo", "slic")}
 
@@ -145,7 +147,9 @@ def swap_subject(title):
     if title in WITHOUT_NLL:
         name, knobs = WITHOUT_NLL[title]
         return lively(dataclasses.replace(SUBJECTS[name], **knobs))
-    return lively(SUBJECTS[title])
+    subject = lively(SUBJECTS[title])
+    # the default is meant to be hardly seen
+    return dataclasses.replace(subject, alpha=0.1) if title == "xpo" else subject
 
 
 def swapped_and_negated(title):
@@ -221,7 +225,7 @@ SCALE_BY_BETA = {
     "dpo", "cdpo", "robust", "hinge", "exo_pair", "aot[pairing=unpaired]", "discopop",
     "f_dpo[divergence=reverse_kl]", "r_dpo", "tr_dpo", "tr_dpo_hard", "dpo_norm", "ld_dpo", "wpo",
     "dpop", "rpo", "rpo[nll_average=sum]", "irpo", "nca_pair", "bco_pair", "apo_zero", "apo_down",
-    "infonca", "nca", "exo", "kto", "bco", "apo_zero_unpaired",
+    "xpo", "infonca", "nca", "exo", "kto", "bco", "apo_zero_unpaired",
 }  # fmt: skip
 SCALE_SQUARED = {
     "ipo": "tau", "ipo[length_normalize=False]": "tau", "sppo": "beta",

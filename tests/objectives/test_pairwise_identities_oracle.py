@@ -98,7 +98,7 @@ G0 = [  # at the reference, in units of β∇log π: (chosen, rejected), for tok
     ("discopop", {"tau": 0.5}, (1 - LN2) / 2 - 3 / 4, 3 / 4 - (1 - LN2) / 2),
     ("beta_dpo", {"keep_ratio": 1.0}, -1 / 2, 1 / 2),
 ]
-ELSEWHERE = {"ipo", "ld_dpo", "cpo", "simpo", "orpo", "slic"}
+ELSEWHERE = {"ipo", "ld_dpo", "cpo", "simpo", "orpo", "slic", "xpo"}
 
 
 @pytest.mark.parametrize(("name", "fields", "chosen", "rejected"), G0, ids=str)

@@ -139,6 +139,7 @@ def informed(groups, batch, step_N):
 
 HANDED = (
     "sampled_logps_N", "advantages_N", "returns_N", "values_N", "baseline_C", "demonstration_C",
+    "of_reference_C",
 )  # fmt: skip
 """Columns that rollouts add to a packed batch; all others must come out of packing."""
 

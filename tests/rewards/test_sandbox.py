@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import truing
 from sandboxes import children, host, sandboxed, until
 from truing.errors import RolloutError
 from truing.rewards import _sandbox
@@ -264,7 +265,8 @@ def test_it_dies_with_truing(host, tmp_path):
         'program = \'import time; open("ready", "w"); time.sleep(60)\'\n'
         "run_script(program, '', Limits(60, 1 << 28, 9, 1 << 20))"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    source = str(Path(truing.__file__).parents[1])  # not sys.path: tests have names of their own
+    env = {**os.environ, "PYTHONPATH": source, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", code], env=env) as run:
         until(lambda: any(tmp_path.glob("truing-code-*/ready")), 30)
         (program,) = children(run.pid)

@@ -279,9 +279,12 @@ def test_kl_control():
     adaptive = prices(kl_control="adaptive", kl_target=6.0, kl_horizon=10)
     # the first rollout is the reference's own: KL 0, clipped error −0.2, four completions of ten
     assert adaptive[:2] == pytest.approx([0.1, 0.1 * (1 - 0.2 * 0.4)])
-    budget = prices(kl_control="budget", kl_target=6.0, num_rollouts=12, max_steps=2)
+    budget = prices(kl_control="budget", kl_target=6.0, num_rollouts=12)
     # 0.8 of twelve rollouts are 9.6: planned for the first is 1/9.6 of the target, e = −1/9.6
-    assert budget == pytest.approx([0.1, 0.1 * math.exp(-4 / 9.6)])
+    assert budget[:2] == pytest.approx([0.1, 0.1 * math.exp(-4 / 9.6)])
+    # of a run that ends after two the first is planned to spend more than half: the largest pull
+    short = prices(kl_control="budget", kl_target=6.0, num_rollouts=12, max_steps=2)
+    assert short == pytest.approx([0.1, 0.1 * math.exp(-1)])
 
 
 def test_kl_target():
