@@ -8,6 +8,7 @@ Each runs in a process of its own. Exit code 1 if one of them is not kept.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 import statistics
@@ -24,10 +25,9 @@ from bench import machine, memory, report
 from bench.against_trl import model_folder, write
 from bench.job import Job, Row, Setting
 from bench.our_side import built, steps_of
-from truing.data.packing import pack
 from truing.groups import TokenCompletion, TokenGroup
-from truing.models import loading
 from truing.models.network import Network
+from truing.training.sources import Offline
 
 STEPS = 200
 GROWTH = 1.02
@@ -84,21 +84,20 @@ def _seconds(step: Callable[[], Mapping[str, Any]]) -> float:
 
 
 def long_prompt(folder: str, device: str) -> dict[str, Any]:
-    """Peak bytes of one forward and backward over a long prompt and its completions."""
-    place = loading.pick_device(device)
-    dtype = loading.compute_dtype("auto", place)
-    network = Network(loading.load_causal(folder, dtype)).to(place)
-    network.trainable("policy")
+    """Peak bytes of one whole step, optimizer and all, over a long prompt and its completions."""
+    job = dataclasses.replace(tiny_job(folder, device, 1, 1, prompt=8, answer=6), work="sft")
+    stage = built(job, Setting("ours"))
+    assert isinstance(stage.source, Offline)
     draw = random.Random(0)
-    prompt = tuple(draw.randrange(100) for _ in range(_fitting(network)))
+    prompt = tuple(draw.randrange(100) for _ in range(_fitting(stage.roles.policy)))
     answer = TokenCompletion(tuple(draw.randrange(100) for _ in range(COMPLETION)))
-    batch = pack([TokenGroup(prompt, (answer,) * COMPLETIONS)]).to(place)
+    group = TokenGroup(prompt, (answer,) * COMPLETIONS)
     memory.reset_peak(device)
     started = time.perf_counter()
-    network(batch, logps=True).logps_N.sum().backward()
+    stage.step(stage.source.batches([group]), {})
     memory.settle(device)
     return {
-        "tokens": batch.size_T,
+        "tokens": group.length,
         "seconds": time.perf_counter() - started,
         "value": memory.peak(device),
         "limit": LONG_PROMPT_BYTES,
