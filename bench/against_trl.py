@@ -212,10 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for result in measured(arguments):
             print(report.whole(result), "\n")
             results.append(result)
+            write(arguments.json, results)  # after each: a later shape that fails loses nothing
     except TruingError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    write(arguments.json, results)
     return 0
 
 
