@@ -192,6 +192,18 @@ class Batch:
         }
         return Batch(**tensors, columns={k: v.to(device) for k, v in self.columns.items()})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, to be kept; columns keep theirs."""
+        own = {name: getattr(self, name) for name in self.__slots__ if name != "columns"}
+        return own | dict(self.columns)
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Batch:
+        """The batch that `tensors` came from."""
+        own = {name: tensors[name] for name in cls.__slots__ if name != "columns"}
+        rest = {name: t for name, t in tensors.items() if name not in own}
+        return cls(**own, columns=rest)
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:

@@ -72,11 +72,11 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def start(self, info: RunInfo, config: Mapping[str, Any]) -> None:
-        """Empty the folder and write who is running with what."""
-        if self.path.exists():
+    def start(self, info: RunInfo, config: Mapping[str, Any], *, keep: bool = False) -> None:
+        """Empty the folder, unless it is to be gone on from, and write who runs with what."""
+        if self.path.exists() and not keep:
             shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False))
         info.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.write_info(info)
@@ -103,6 +103,17 @@ class RunDirectory:
         line = json.dumps({"step": step, **metrics}, allow_nan=False)
         with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    @property
+    def metrics_bytes(self) -> int:
+        """How long metrics.jsonl is."""
+        file = self.path / METRICS_FILE
+        return file.stat().st_size if file.exists() else 0
+
+    def cut_metrics(self, size: int) -> None:
+        """Forget the lines behind the first `size` bytes: they are of steps that are taken again."""
+        if self.metrics_bytes > size:
+            os.truncate(self.path / METRICS_FILE, size)
 
     def metrics(self) -> list[dict[str, float]]:
         """Every line of metrics.jsonl; a last line that was cut off is left out."""

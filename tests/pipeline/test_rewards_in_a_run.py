@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+from statistics import fmean, pstdev
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from foreign_judges import other_tokenizer, saved, standalone
-from truing.config import check_recipe
+from truing.config import RewardSpec, check_recipe
 from truing.errors import RolloutError
 from truing.pipeline.run import run_recipe
 from truing.rundir import RunDirectory
 
+written_reward = TypeAdapter(RewardSpec).dump_python
 PROMPTS = [{"prompt": f"Number {i}: ", "answer": str(i)} for i in range(6)]
 FUNCTIONS = """
 def odd(completions, **kwargs):  # cannot judge every second one
@@ -127,3 +131,51 @@ def test_evaluation_says_how_many_it_could_not_score(run, functions, tmp_path):
     close(
         [row["proxy"] for row in rows], standalone(judge, [r["prompt"] + r["text"] for r in rows])
     )
+
+
+def vowels(completions, **kwargs):
+    return [float(sum(letter in "aeiou" for letter in text)) for text in completions]
+
+
+def test_a_mixture_of_a_stage_and_a_function(run):
+    """What later stages are told by name inside of a reward, and what Python hands over itself."""
+    pairs = {"method": "preferences", "annotator": "character_share", "max_completion_length": 6}
+    judge = {"method": "bradley_terry", "data": "pairs", "max_steps": 1, "batch_size": 2}
+    parts = {"judge": "judge", "again": {"name": "model", "path": "judge"}, "vowels": vowels}
+    policy = {
+        "method": "rloo",
+        "reward": {"name": "mixture", "parts": parts, "weights": {"again": -1.0}},
+        "num_rollouts": 1,
+        "rollout_batch_size": 4,
+        "num_generations": 4,
+        "batch_size": 16,
+        "max_completion_length": 12,
+    }
+    look = {"method": "evaluate", "policies": {"policy": "policy"}, "reference": "policy"}
+    look |= {"proxy": policy["reward"], "gold": vowels, "max_completion_length": 12}
+    output, _ = run(look=look, policy=policy, judge=judge, pairs=pairs)
+    (metrics,) = RunDirectory(output / "policy").metrics()
+    drawn = RunDirectory(output / "policy").rows("samples/rollout-0000.jsonl")
+    expected = vowels([row["completion"] for row in drawn])
+    close([row["score"] for row in drawn], expected)  # the judge and its negative cancel
+    assert metrics["rewards/vowels/mean"] == pytest.approx(fmean(expected))
+    assert metrics["rewards/vowels/std"] == pytest.approx(pstdev(expected))
+    assert metrics["rewards/judge/std"] == pytest.approx(metrics["rewards/again/std"])
+    assert metrics["rewards/judge/std"] > 0
+    rows = RunDirectory(output / "look").rows("samples/policy.jsonl")
+    close([row["proxy"] for row in rows], [row["gold"] for row in rows])
+    parents = RunDirectory(output / "policy").info().parents
+    assert parents["reward.parts.judge"] == parents["reward.parts.again.path"] == "judge"
+
+
+def test_a_function_is_written_down_by_name_and_by_what_it_says(monkeypatch):
+    written = written_reward(vowels)
+    assert written.startswith(f"{__name__}:vowels#")
+    assert written_reward({"parts": {"a": vowels, "b": "vader"}}) == {
+        "parts": {"a": written, "b": "vader"}
+    }
+    other = "def vowels(completions, **kwargs):\n    return [0.0 for _ in completions]\n"
+    monkeypatch.setattr(inspect, "getsource", lambda thing: other)
+    assert written_reward(vowels) != written  # a changed function is another stage
+    monkeypatch.undo()
+    assert written_reward(len).startswith("builtins:len#")

@@ -13,13 +13,32 @@ from truing.config.reading import (
     explain_validation,
     read_recipe,
 )
-from truing.config.sections import Data, Lora, Model, Sampling, Section, Stage
+from truing.config.sections import (
+    REWARD_ROLES,
+    Data,
+    Lora,
+    Model,
+    RewardSpec,
+    Sampling,
+    Section,
+    Stage,
+)
 from truing.config.stages import PIPELINE_METHODS, BestOfN, Evaluate, Preferences, Recipe
-from truing.config.training import ActorCritic, Offline, Online, OnPolicy, Rollouts, Training
+from truing.config.training import (
+    WITHOUT_EFFECT,
+    ActorCritic,
+    Offline,
+    Online,
+    OnPolicy,
+    Rollouts,
+    Training,
+)
 
 __all__ = [
     "PIPELINE_METHODS",
     "RESERVED_STAGE_NAMES",
+    "WITHOUT_EFFECT",
+    "REWARD_ROLES",
     "ActorCritic",
     "BestOfN",
     "Data",
@@ -31,6 +50,7 @@ __all__ = [
     "Online",
     "Preferences",
     "Recipe",
+    "RewardSpec",
     "Rollouts",
     "Sampling",
     "Section",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from truing.config.sections import Fraction, Positive, Sampling, Stage
+from truing.config.sections import Fraction, Positive, RewardSpec, Sampling, Stage
+
+
+WITHOUT_EFFECT = frozenset({"save_steps", "save_minutes", "save_total_limit"})
+"""Knobs that change nothing about what a stage leaves behind: another value is no other stage."""
 
 
 class Training(Stage):
@@ -37,6 +41,13 @@ class Training(Stage):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The stage leaves behind a moving average of its weights, of which each step keeps this
     share. Larger is smoother and lags more; null: the last weights. 0.992 in InstructGPT."""
+    save_steps: Positive | None = None
+    """Leave a checkpoint-N every so many optimizer steps (null: none for this reason)."""
+    save_minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    """The same every so many minutes, for --resume; these go when the stage is done. Smaller loses
+    less to a power cut; null: only where save_steps or a signal asks for one."""
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    """So many checkpoints are kept, the newest ones. Larger needs more disk."""
     gradient_checkpointing: bool = False
     """Keep each layer's input only and compute the layer again in the backward pass. Takes about a
     third longer, and the memory of activations falls several times; the result stays the same."""
@@ -57,7 +68,7 @@ class Offline(Training):
 class Rollouts(Training, Sampling):
     """Training on completions the policy draws itself, whatever is learnt from them."""
 
-    reward: str | dict[str, Any]
+    reward: RewardSpec
     """What scores the completions: an earlier bradley_terry stage, or a reward by name."""
     num_rollouts: Positive = 32
     """How often prompts are drawn, answered and learnt from."""

@@ -42,3 +42,25 @@ class Loader(Generic[Item]):
                     yield waiting[: self.batch_size]
                     waiting = waiting[self.batch_size :]
             number += 1
+
+
+class Supply(Generic[Item]):
+    """Full batches across epoch borders, without end, from any place on."""
+
+    def __init__(self, items: Sequence[Item], batch_size: int, seed: int, drawn: int = 0) -> None:
+        self._batches = Loader(items, batch_size, seed).forever()
+        self.drawn = 0
+        """How many batches were taken."""
+        self.skip_to(drawn)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return self
+
+    def __next__(self) -> list[Item]:
+        self.drawn += 1
+        return next(self._batches)
+
+    def skip_to(self, drawn: int) -> None:
+        """Go on from behind the first `drawn` batches."""
+        while self.drawn < drawn:
+            next(self)

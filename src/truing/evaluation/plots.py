@@ -229,7 +229,7 @@ def best_of_n(points: Sequence[Mapping[str, Any]], stage: str = "", colour: str 
     return _svg(f"{stage}: the best of n", paint, (3.6 * len(kinds) + 1, 3.0))
 
 
-_SCALE = {"gold": "annotator's units", "proxy": "reward-model units"}
+_SCALE = {"gold": "annotator's units", "proxy": "units of the trained reward"}
 
 
 def _distance(policy: PolicyResult, summary: Summary) -> Interval | None:

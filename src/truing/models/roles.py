@@ -129,6 +129,17 @@ class Roles:
             reference[name].copy_(master)
 
     @torch.no_grad()
+    def set_reference(self, masters: dict[str, Tensor]) -> None:
+        """Make the reference what it had become: the float32 weights of one that has moved."""
+        assert self.reference_copy is not None
+        reference = dict(self.reference_copy.base.named_parameters())
+        self.reference_masters = {
+            name: masters[name].to(parameter.device) for name, parameter in reference.items()
+        }
+        for name, parameter in reference.items():
+            parameter.copy_(self.reference_masters[name])
+
+    @torch.no_grad()
     def reward_scores(self, batch: Batch) -> Tensor:
         """The reward model's score of each completion. Shape [C]."""
         if self.reward_copy is None:

@@ -106,6 +106,14 @@ def save_head(path: Path, head: ScalarHead) -> None:
     save_file(tensors, path)
 
 
+def head_of(masters: Mapping[str, Tensor], name: str) -> ScalarHead:
+    """The head called `name` of a network, from its masters."""
+    own = {key.removeprefix(f"{name}."): t for key, t in masters.items() if key.startswith(f"{name}.")}
+    head = ScalarHead(own["weight"][0], bias="bias" in own)
+    head.load_state_dict(own)
+    return head
+
+
 def load_head(path: Path) -> ScalarHead:
     """A head that `save_head` wrote."""
     tensors = load_file(path)

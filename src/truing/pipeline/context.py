@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from truing import rewards
-from truing.config import Data, Recipe
+from truing.config import Data, Recipe, RewardSpec
 from truing.data.chat import ChatTokenizer
 from truing.data.formats import parse_rows
 from truing.data.readers import read_rows
@@ -94,7 +94,7 @@ class Context:
     def derived_seed(self, name: str) -> int:
         return int(fingerprint(self.recipe.seed, name), 16) & 0x7FFFFFFF
 
-    def reward(self, spec: str | Mapping[str, Any]) -> Reward | Path:
+    def reward(self, spec: RewardSpec) -> Reward | Path:
         """The folder of a reward model that reads the policy's own ids (a stage's, or anyone's with
         the same tokenizer), or a reward over texts."""
         if isinstance(spec, str) and spec in self.recipe.stages:
@@ -107,12 +107,10 @@ class Context:
                 self._through_text.add(spec)
         return self.text_reward(spec)
 
-    def text_reward(self, spec: str | Mapping[str, Any]) -> Reward:
+    def text_reward(self, spec: RewardSpec) -> Reward:
         """A reward over texts: a name, fields, a function, a reward model. Opens no weights yet."""
-        if isinstance(spec, str) and spec in self.recipe.stages:
-            spec = {"name": "model", "path": spec}
         try:
-            return rewards.make(spec, self._reward_model)
+            return rewards.make(spec, self._reward_model, self.recipe.stages)
         except UsageError as error:
             if not (isinstance(spec, str) and error.what.startswith("unknown name")):
                 raise

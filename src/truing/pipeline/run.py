@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 import truing
-from truing.config import Recipe
+from truing.config import REWARD_ROLES, WITHOUT_EFFECT, Recipe
 from truing.errors import ResourceError, UsageError
 from truing.evaluation.report import write_report
 from truing.pipeline import graph, machine, stages
@@ -56,11 +56,13 @@ def run_recipe(
     for number, name in enumerate(names, start=1):
         marks[name] = _mark(context, planned[name], parents[name], marks)
         done = context.run(name).info()
+        same = done is not None and done.fingerprint == marks[name]
         label = f"[{number}/{len(names)}] {name} ({planned[name].config.method})"
-        if done is not None and done.status == "completed" and done.fingerprint == marks[name]:
+        if same and done is not None and done.status == "completed":
             context.say(f"{label}: done before, kept")
             continue
-        _run_stage(context, planned[name], parents[name], marks[name], label, console)
+        earlier = done if same else None  # stopped: it goes on from what it saved
+        _run_stage(context, planned[name], parents[name], marks[name], label, console, earlier)
     summary = summarise(context, planned)
     write_text(output / SUMMARY_FILE, summary.model_dump_json(indent=2) + "\n")
     write_report(output)
@@ -71,11 +73,11 @@ def _check_kinds(
     planned: Mapping[str, PipelineStage], parents: Mapping[str, Mapping[str, str]], where: str
 ) -> None:
     """A role is played by a stage that makes the right thing."""
-    wanted = {"from": ("weights",), "data": ("groups",), "reward": ("reward",)}
-    wanted["gold"] = wanted["reward"]
+    wanted = {"from": ("weights",), "data": ("groups",)}
+    wanted |= dict.fromkeys(REWARD_ROLES, ("reward",))
     for name, roles in parents.items():
         for role, parent in roles.items():
-            makes = wanted.get(role, ("weights", "completions"))
+            makes = wanted.get(role.partition(".")[0], ("weights", "completions"))
             if parent in planned and planned[parent].makes not in makes:
                 raise UsageError(
                     f"stages.{name}: {role} names '{parent}', which makes "
@@ -92,7 +94,7 @@ def _mark(
     recipe = context.recipe
     return fingerprint(
         truing.__version__,
-        stage.knobs,
+        {k: v for k, v in stage.knobs.items() if k not in WITHOUT_EFFECT},
         context.seed(stage.name, stage.config.seed),
         recipe.model.model_dump(),
         recipe.data.model_dump(),
@@ -108,8 +110,10 @@ def _run_stage(
     mark: str,
     label: str,
     console: Console,
+    earlier: RunInfo | None,
 ) -> None:
-    """One stage from an empty folder to `completed`, or to `failed` with the reason."""
+    """One stage from an empty folder, or from where it stopped `earlier`, to `completed`, or to
+    `failed` with the reason."""
     run = context.run(stage.name)
     info = RunInfo(
         stage=stage.name,
@@ -120,9 +124,9 @@ def _run_stage(
         versions=machine.versions(),
         device=str(context.device),
     )
-    run.start(info, stage.knobs)
+    run.start(info, stage.knobs, keep=earlier is not None)
     machine.reset_peak_memory()
-    started = time.monotonic()
+    started = time.monotonic() - ((earlier.wall_seconds or 0.0) if earlier else 0.0)
     try:
         with _progress(console) as progress:
             task = progress.add_task(label, total=None, note="")

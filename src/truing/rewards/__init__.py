@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,16 @@ def find(name: str) -> type[Reward]:
 
 
 def make(
-    spec: str | Mapping[str, Any] | Callable[..., Any], load_model: LoadModel | None = None
+    spec: str | Mapping[str, Any] | Callable[..., Any],
+    load_model: LoadModel | None = None,
+    stages: Collection[str] = (),
 ) -> Reward:
     """A reward from
 
         vader                                    its name
         {name: length, target: 200}              its name and fields
         path/to/folder                           a reward model: a sequence classifier
+        a name in `stages`                       the same, which that stage trained
         my_module:my_function, my_file.py:f      a function with TRL's signature, or a Reward class
         a callable                               the same, in Python
 
@@ -46,9 +49,9 @@ def make(
         return spec
 
     def inner(part: Any) -> Reward:
-        return make(part, load_model)
+        return make(part, load_model, stages)
 
-    if isinstance(spec, str) and Path(spec, "config.json").is_file():
+    if isinstance(spec, str) and (spec in stages or Path(spec, "config.json").is_file()):
         spec = {"name": "model", "path": spec}
     if isinstance(spec, str):
         spec = {"name": spec}

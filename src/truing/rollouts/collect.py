@@ -9,13 +9,16 @@ trained on, not from the sampler, so the first ratio of every rollout is exactly
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from truing.batch import Batch, Metric, combine, extreme_of, mean_of
+from truing.data.loader import Supply
 from truing.data.packing import micro_batches, pack
 from truing.errors import RolloutError
 from truing.groups import TokenGroup
@@ -27,7 +30,6 @@ from truing.rollouts.normalize import ScoreNormalizer
 
 Scorer = Callable[[Sequence[TokenGroup]], Scores]
 """Groups -> a score, or why there is none, for each of their completions in order."""
-Facts = list[dict[str, Metric]]
 
 
 @dataclass(slots=True)
@@ -67,7 +69,7 @@ class Collector:
     importance_cap: float = 3.0
     collected: int = 0
     """Rollouts so far."""
-    demonstrations: Iterator[list[TokenGroup]] | None = None
+    demonstrations: Supply[TokenGroup] | None = None
     """Demonstrations to stand beside each minibatch, for objectives that mix them in."""
 
     def collect(
@@ -83,7 +85,7 @@ class Collector:
         groups, facts = self._scored_groups(prompts, seed, more)
         self.collected += 1
         if not groups:  # every prompt is solved, or hopeless: nothing to learn, nothing to lose
-            return Rollout([], combine(facts), [])
+            return Rollout([], combine([facts]), [])
         parts = self._minibatches(groups, seed)
         flat = [self._measured(micro) for part in parts for micro in part]
         for name in ("scores_C", *(["baseline_C"] if self.credit.wants_greedy else [])):
@@ -96,27 +98,46 @@ class Collector:
         remaining = map(self._as_trained, flat, credited)
         minibatches = [[b for _ in part if (b := next(remaining)).size_C] for part in parts]
         filled = [self._beside(part) for part in minibatches if part]
-        return Rollout(filled, combine([metrics, *facts]), groups)
+        return Rollout(filled, combine([metrics, facts]), groups)
+
+    def state(self) -> dict[str, Any]:
+        """What changes from rollout to rollout, as JSON."""
+        control = self.kl_controller
+        return {
+            "collected": self.collected,
+            "normalize": asdict(self.normalize),
+            "kl_controller": None if control is None else asdict(control),
+            "demonstrations": None if self.demonstrations is None else self.demonstrations.drawn,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.collected = saved["collected"]
+        self.normalize = ScoreNormalizer(**saved["normalize"])
+        if self.kl_controller is not None:
+            self.kl_controller = KLController(**saved["kl_controller"])
+        if self.demonstrations is not None:
+            self.demonstrations.skip_to(saved["demonstrations"])
 
     def _scored_groups(
         self,
         prompts: Sequence[TokenGroup],
         seed: int,
         more: Callable[[], Sequence[TokenGroup]] | None,
-    ) -> tuple[list[TokenGroup], Facts]:
-        """Groups with scores; with dynamic sampling only those whose scores differ.
+    ) -> tuple[list[TokenGroup], dict[str, Metric]]:
+        """Groups with scores, with dynamic sampling only those that differ; what the reward said.
 
         Source: DAPO (arXiv 2503.14476), section 3.2; judged by the reward's own scores.
         """
-        facts: Facts = []
-        groups = self._scored(self.draw(prompts, seed), facts)
+        said: list[Scores] = []
+        groups = self._scored(self.draw(prompts, seed), said)
         if not self.dynamic_rounds or more is None:
-            return groups, facts
+            return groups, reward_metrics(said)
         drawn, kept = len(groups), [g for g in groups if _differs(g)]
         for extra in range(1, self.dynamic_rounds + 1):
             if len(kept) >= len(prompts):
                 break
-            fresh = self._scored(self.draw(more(), hash((seed, extra)) & 0x7FFFFFFF), facts)
+            fresh = self._scored(self.draw(more(), hash((seed, extra)) & 0x7FFFFFFF), said)
             drawn += len(fresh)
             kept += [g for g in fresh if _differs(g)]
         if not kept and not self.collected:
@@ -126,16 +147,17 @@ class Collector:
                 remedy="raise temperature or num_generations, or give prompts of other difficulty",
             )
         kept_fraction = Metric(torch.tensor(float(len(kept))), float(drawn))
-        return kept[: len(prompts)], [*facts, {"dynamic/kept_fraction": kept_fraction}]
+        found = reward_metrics(said) | {"dynamic/kept_fraction": kept_fraction}
+        return kept[: len(prompts)], found
 
-    def _scored(self, groups: list[TokenGroup], facts: Facts) -> list[TokenGroup]:
+    def _scored(self, groups: list[TokenGroup], said: list[Scores]) -> list[TokenGroup]:
         """The groups with the reward's own scores, and the greedy baseline if it is wanted.
 
         A completion without a score leaves its group, and a group that has none left, or no
         baseline, is left out.
         """
         scores = self.score(groups)
-        facts.append(reward_metrics(scores))
+        said.append(scores)
         remaining = iter(scores.values)
         groups = [with_scores(g, [next(remaining) for _ in g.completions]) for g in groups]
         groups = [group for group in groups if group.completions]
@@ -253,14 +275,23 @@ def with_scores(group: TokenGroup, scores: list[float | None]) -> TokenGroup:
     return replace(group, completions=completions)
 
 
-def reward_metrics(scores: Scores) -> dict[str, Metric]:
-    """What a reward is made of, and what it could not judge."""
-    metrics = {
-        f"rewards/{name}/mean": mean_of(torch.tensor([v for v in values if v is not None]))
-        for name, values in scores.parts.items()
-    }
-    everything = float(len(scores.values))
+def reward_metrics(said: Sequence[Scores]) -> dict[str, Metric]:
+    """What a reward is made of, and what it could not judge, over all draws of a rollout."""
+    parts: dict[str, list[float]] = {}
+    faults: Counter[str] = Counter()
+    for scores in said:
+        faults.update(scores.faults)
+        for name, values in scores.parts.items():
+            parts.setdefault(name, []).extend(v for v in values if v is not None)
+    metrics: dict[str, Metric] = {}
+    for name, numbers in parts.items():
+        values_C = torch.tensor(numbers, dtype=torch.float64)
+        metrics[f"rewards/{name}/mean"] = mean_of(values_C)
+        if numbers:
+            deviation = values_C.std(correction=0)
+            metrics[f"rewards/{name}/std"] = Metric(deviation, 1.0)
+    everything = float(sum(len(scores.values) for scores in said))
     return metrics | {
         f"rewards/unscored/{reason}": Metric(torch.tensor(float(count)), everything)
-        for reason, count in scores.faults.items()
+        for reason, count in faults.items()
     }

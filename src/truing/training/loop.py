@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
 from truing.batch import Batch, combine
 from truing.errors import RolloutError
 from truing.rundir import RunDirectory
+from truing.training.keeper import Keeper
 from truing.training.meter import Meter
 from truing.training.sources import Source
 from truing.training.step import Step
@@ -18,47 +20,62 @@ Evaluate = Callable[[], dict[str, float]]
 Tick = Callable[[int, int, Mapping[str, float]], None]
 
 
+@dataclass(slots=True)
+class Progress:
+    """What the loop itself goes on from."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    """Of training, earlier sessions of the same run included."""
+
+
 def train(
     step: Step,
     source: Source,
     run: RunDirectory,
     tick: Tick,
     meter: Meter,
+    keeper: Keeper,
+    progress: Progress,
     evaluate: Evaluate | None = None,
-) -> int:
-    """Take every step of the source; append its metrics; tell the progress bar. Returns tokens.
+) -> None:
+    """Take every step that the source has left; append its metrics; keep what is to be kept.
 
     With `evaluate`, held-out numbers are measured before the first step, halfway and at the end.
-    `meter` is started anew, and stopped at the end.
+    `meter` is started anew, and stopped at the end. `progress` is moved on.
     Raises RolloutError when no rollout left anything to learn from.
     """
-    total = source.total_steps
-    tokens = 0
+    total, earlier = source.total_steps, progress.seconds
     meter.restart()
     started = time.perf_counter()
-    if evaluate is not None:
+    if evaluate is not None and not step.taken:
         run.append_metrics(0, meter.aside(evaluate))
-    for work in source:
-        if not work.micro_batches:
-            run.append_metrics(step.taken, work.metrics | meter.lap(time.perf_counter() - started))
-            continue
-        metrics = step(work.micro_batches, work.metrics)
-        source.observe(metrics)
-        number = step.taken
-        tokens += sum(batch.size_T for batch in work.micro_batches)
-        if evaluate is not None and number in (-(-total // 2), total):
-            metrics |= meter.aside(evaluate)
-        seconds = time.perf_counter() - started
-        metrics |= {"tokens": tokens, "seconds": round(seconds, 3)} | meter.lap(seconds)
-        run.append_metrics(number, metrics)
-        tick(number, total, metrics)
+    with keeper.watching(step.taken):
+        for work in source:
+            seconds = time.perf_counter() - started
+            if not work.micro_batches:
+                run.append_metrics(step.taken, work.metrics | meter.lap(seconds))
+                continue
+            with keeper.step():
+                metrics = step(work.micro_batches, work.metrics)
+                source.observe(metrics)
+                number = step.taken
+                progress.tokens += sum(batch.size_T for batch in work.micro_batches)
+                if evaluate is not None and number in (-(-total // 2), total):
+                    metrics |= meter.aside(evaluate)
+                seconds = time.perf_counter() - started
+                progress.seconds = earlier + seconds
+                metrics |= {"tokens": progress.tokens, "seconds": round(progress.seconds, 3)}
+                metrics |= meter.lap(seconds)
+                run.append_metrics(number, metrics)
+            tick(number, total, metrics)
+            keeper.between(number)
     meter.lap(time.perf_counter() - started)
     if not step.taken:
         raise RolloutError(
             "no step was taken: no rollout left a completion to learn from",
             remedy="raise max_completion_length, or turn off overlong_filter",
         )
-    return tokens
 
 
 @torch.no_grad()

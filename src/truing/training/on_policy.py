@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from truing import config
 from truing.batch import Batch, Metric, mean_of
-from truing.data.loader import Loader
+from truing.data.loader import Supply
 from truing.data.packing import micro_batches, pack
 from truing.errors import DataError
 from truing.groups import TokenGroup
@@ -222,7 +222,7 @@ def _network_score(
 
 def _demonstrations(
     method: Method, training: config.OnPolicy, inputs: Inputs
-) -> Iterator[list[TokenGroup]] | None:
+) -> Supply[TokenGroup] | None:
     """What stands beside each minibatch, for objectives that keep learning from rows."""
     if "demonstration_C" not in method.objective.required:
         return None
@@ -233,4 +233,4 @@ def _demonstrations(
             remedy="give rows with completions, or set ptx_coef to 0",
         )
     per_step = training.demonstrations_per_step
-    return Loader(inputs.demonstrations, per_step, inputs.seed).forever()
+    return Supply(inputs.demonstrations, per_step, inputs.seed)

@@ -6,20 +6,23 @@ prompts -> draw (-> reference draws) -> score -> curate -> arrange -> pack, refe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from truing.batch import Batch, Metric, combine, mean_of
-from truing.data.loader import Loader
+from truing.data.loader import Loader, Supply
 from truing.data.packing import micro_batches, pack
 from truing.groups import FinishReason, TokenGroup
 from truing.rollouts.collect import Rollout, Scorer, reward_metrics, with_scores
 from truing.rollouts.curation.base import Curation
+from truing.training.checkpoints import State
 from truing.training.sources import Work
 
+ROWS = TypeAdapter(list[TokenGroup])
 Draw = Callable[[Sequence[TokenGroup], int], list[TokenGroup]]
 """Prompts and a seed -> groups with drawn completions."""
 
@@ -55,6 +58,18 @@ class Online:
     """Makes the policy the reference."""
     sync_every: int | None = None
     """After how many rollouts; None: never."""
+    rollout: int = 0
+    """Which rollout is being learnt from."""
+    given: int = 0
+    """Steps handed out so far,"""
+    given_of_rollout: int = 0
+    """and of them those of this rollout."""
+    rows: list[TokenGroup] | None = None
+    """What the rollout is learnt from; None between two rollouts."""
+    supply: Supply[TokenGroup] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.supply = Supply(self.prompts, self.prompts_per_rollout, self.seed)
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Rows are learnt from in their order, whatever they taught."""
@@ -67,25 +82,52 @@ class Online:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def __iter__(self) -> Iterator[Work]:
-        left = self.total_steps
-        supply = Loader(self.prompts, self.prompts_per_rollout, self.seed).forever()
-        for index in range(self.rollouts):
-            if not left:
+        for index in range(self.rollout, self.rollouts):
+            if self.given >= self.total_steps:
                 return
-            if index and self.sync_every and not index % self.sync_every:
-                assert self.sync_reference is not None
-                self.sync_reference()
+            self.rollout = index
             seed = hash((self.seed, index)) & 0x7FFFFFFF
-            rows, rollout = self.collect(next(supply), seed)
-            self.on_rollout(index, rollout)
-            metrics = rollout.metrics
-            if not rows:  # nothing to learn from: its numbers are kept all the same
-                yield Work([], metrics)
-                continue
-            for minibatch in islice(self._minibatches(rows, seed), left):
+            metrics: dict[str, float] = {}
+            if self.rows is None:
+                metrics = self._next_rollout(index, seed)
+                if not self.rows:  # nothing to learn from: its numbers are kept all the same
+                    yield Work([], metrics)
+            for minibatch in islice(self._minibatches(seed), self.given_of_rollout, None):
+                if self.given >= self.total_steps:
+                    break
+                self.given, self.given_of_rollout = self.given + 1, self.given_of_rollout + 1
                 yield Work(self.batches(minibatch), metrics)
                 metrics = {}
-                left -= 1
+            self.rows, self.given_of_rollout = None, 0
+
+    def _next_rollout(self, index: int, seed: int) -> dict[str, float]:
+        """Draw and curate; the metrics of it."""
+        if index and self.sync_every and not index % self.sync_every:
+            assert self.sync_reference is not None
+            self.sync_reference()
+        self.rows, rollout = self.collect(next(self.supply), seed)
+        self.on_rollout(index, rollout)
+        return rollout.metrics
+
+    def state(self) -> State:
+        """The place, and the rows that are being learnt from."""
+        return State(
+            {
+                "rollout": self.rollout,
+                "given": self.given,
+                "given_of_rollout": self.given_of_rollout,
+                "drawn": self.supply.drawn,
+                "rows": None if self.rows is None else ROWS.dump_python(self.rows, mode="json"),
+            }
+        )
+
+    def restore(self, saved: State) -> None:
+        numbers = saved.numbers
+        for name in ("rollout", "given", "given_of_rollout"):
+            setattr(self, name, numbers[name])
+        self.supply.skip_to(numbers["drawn"])
+        rows = numbers["rows"]
+        self.rows = None if rows is None else ROWS.validate_python(rows)
 
     def collect(self, prompts: Sequence[TokenGroup], seed: int) -> tuple[list[TokenGroup], Rollout]:
         """The rows of one rollout, and the rollout they were made of."""
@@ -99,7 +141,7 @@ class Online:
         remaining = iter(scores.values)
         scored = [with_scores(g, [next(remaining) for _ in g.completions]) for g in drawn]
         scored = [group for group in scored if group.completions]
-        facts += [reward_metrics(scores), {"objective/scores": mean_of(_own_scores(scored))}]
+        facts += [reward_metrics([scores]), {"objective/scores": mean_of(_own_scores(scored))}]
         rows, counted = self.curation([self._penalised(group) for group in scored], seed)
         facts.append(counted)
         arranged = self.arrange(rows, seed) if rows else []
@@ -110,9 +152,11 @@ class Online:
         parts = micro_batches(rows, self.micro_batch_tokens)
         return [self.complete(pack(part), part) for part in parts]
 
-    def _minibatches(self, rows: list[TokenGroup], seed: int) -> Iterator[list[TokenGroup]]:
+    def _minibatches(self, seed: int) -> Iterator[list[TokenGroup]]:
         """Every row once an epoch, in another order each."""
-        loader = Loader(rows, self.batch_size, seed)
+        if not self.rows:
+            return
+        loader = Loader(self.rows, self.batch_size, seed)
         for epoch in range(self.epochs):
             yield from loader.epoch(epoch)
 

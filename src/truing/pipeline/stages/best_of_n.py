@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from truing.config import BestOfN, check
+from truing.config import BestOfN, RewardSpec, check
 from truing.evaluation.intervals import mean_interval
 from truing.evaluation.policy import per_completion
 from truing.exact import kl_bound
@@ -72,7 +72,7 @@ class BestOfNStage(PipelineStage):
         context: Context,
         info: RunInfo,
         groups: Sequence[TokenGroup],
-        reward: str | dict[str, Any],
+        reward: RewardSpec,
     ) -> list[list[float | None]]:
         """The scores of each prompt's completions; those that have none are said."""
         judge = context.reward(reward)

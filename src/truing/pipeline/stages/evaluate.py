@@ -24,7 +24,6 @@ from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
 from truing.pipeline.stages.best_of_n import COMPLETIONS_FILE
 from truing.rewards.base import Reward, Scores
-from truing.rollouts.learned_reward import LearnedReward
 from truing.rollouts.sampler import sample
 from truing.rollouts.scoring import score_groups, unscored
 from truing.rundir import RunInfo
@@ -68,17 +67,10 @@ class EvaluateStage(PipelineStage):
         return cls(name, config)
 
     def check(self, context: Context) -> None:
-        """The gold reward exists, and there are held-out prompts."""
-        if self.config.gold is not None:
-            context.text_reward(self.config.gold)
-        if self.config.proxy is not None and not isinstance(
-            context.reward(self.config.proxy), Path | LearnedReward
-        ):
-            raise UsageError(
-                f"stages.{self.name}.proxy '{self.config.proxy}' is no reward model",
-                where=context.where,
-                remedy="name a bradley_terry stage or its folder; rewards by name go to gold",
-            )
+        """The rewards exist, and there are held-out prompts."""
+        for judge in (self.config.gold, self.config.proxy):
+            if judge is not None:
+                context.reward(judge)
         if self.config.data == "data":
             context.prompts("data", "test", self.config.test_prompts)
         for label, stage in self.config.policies.items():

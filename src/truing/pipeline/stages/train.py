@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+from torch import Tensor
 
 from truing.batch import Batch, Outputs
 from truing.config import Offline, Rollouts, Sampling
@@ -15,6 +18,7 @@ from truing.models import saving
 from truing.models.loading import DTYPES
 from truing.objectives.base import Objective
 from truing.pipeline.context import Context, Tick
+from truing.pipeline.keeping import kept, resumed
 from truing.pipeline.stages.base import PipelineStage, Totals
 from truing.rewards.base import Reward, Scores
 from truing.rollouts.collect import Rollout, Scorer
@@ -30,8 +34,9 @@ from truing.training.arrange import (
     check_rows,
 )
 from truing.training.build import Built, build
+from truing.training.checkpoints import checkpoints
 from truing.training.inputs import Inputs
-from truing.training.loop import measure, train
+from truing.training.loop import Progress, measure, train
 from truing.training.method import Method, resolve
 from truing.training.on_policy import sampling_settings
 from truing.training.speed import measured_speed
@@ -92,12 +97,27 @@ class Train(PipelineStage):
         def evaluate() -> dict[str, float]:
             return measure(step, built.heldout)
 
-        tokens = train(
+        run, progress = context.run(self.name), Progress()
+        facts = {"stage": self.name, "fingerprint": info.fingerprint}
+        if folder := resumed(built, run, progress, facts, context.say):
+            context.say(f"{self.name}: goes on from {folder.name}")
+            info.facts["resumed_from"] = folder.name
+        keeper = kept(
+            built,
+            self.method.training,
+            run,
+            progress,
+            facts,
+            lambda into, masters: self._export(context, inputs, built, into, masters),
+        )
+        train(
             step,
             built.source,
-            context.run(self.name),
+            run,
             tick,
             built.meter,
+            keeper,
+            progress,
             evaluate if built.heldout else None,
         )
         if built.average is not None:
@@ -113,7 +133,10 @@ class Train(PipelineStage):
             info.facts["reward_model"] = self._judge(context, inputs, built)
         elif not self.method.draws:
             self._draw_samples(context, inputs, built)
-        return Totals(tokens, step.taken, built.roles.copies)
+        if self.method.training.save_steps is None:  # they were for --resume alone
+            for folder in checkpoints(run.path):
+                shutil.rmtree(folder)
+        return Totals(progress.tokens, step.taken, built.roles.copies)
 
     def _inputs(self, context: Context) -> Inputs:
         training = self.method.training
@@ -201,22 +224,33 @@ class Train(PipelineStage):
 
     def _keep(self, context: Context, inputs: Inputs, built: Built) -> None:
         """Weights at the root of the run directory."""
-        folder = context.run(self.name).path
         masters = {n: p.detach().cpu() for n, p in built.step.masters.masters.items()}
+        self._export(context, inputs, built, context.run(self.name).path, masters)
+
+    def _export(
+        self,
+        context: Context,
+        inputs: Inputs,
+        built: Built,
+        folder: Path,
+        masters: Mapping[str, Tensor],
+    ) -> None:
+        """What from_pretrained opens, and the adapter and heads beside it. Reads nothing that
+        training writes: a step may be under way."""
         adapter = folder / saving.ADAPTER_FOLDER
         model = saving.merged(inputs.source, masters, built.lora, adapter, inputs.revision)
         tokenizer = context.tokenizer.tokenizer
         dtype = DTYPES[context.recipe.model.save_dtype]
-        policy = built.roles.policy
         if self.method.objective.trains == "reward":
-            assert policy.score_head is not None
-            saving.save_scorer(folder, model, policy.score_head, tokenizer, inputs.stop_id, dtype)
+            head = saving.head_of(masters, "score_head")
+            saving.save_scorer(folder, model, head, tokenizer, inputs.stop_id, dtype)
             if built.lora is not None:
-                saving.save_head(adapter / saving.SCORE_HEAD_FILE, policy.score_head)
+                saving.save_head(adapter / saving.SCORE_HEAD_FILE, head)
             return
         saving.save_policy(folder, model, tokenizer, dtype)
-        if policy.value_head is not None:
-            saving.save_head(folder / "value" / saving.VALUE_HEAD_FILE, policy.value_head)
+        if "value_head.weight" in masters:
+            head = saving.head_of(masters, "value_head")
+            saving.save_head(folder / "value" / saving.VALUE_HEAD_FILE, head)
 
     def _keep_rollout(self, context: Context, index: int, rollout: Rollout) -> None:
         rows = [

@@ -1,0 +1,79 @@
+"""A training stage that can be stopped anywhere: what it saves, and where it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from truing.config import Training
+from truing.rundir import RunDirectory
+from truing.training.build import Built
+from truing.training.checkpoints import State, load_state, newest, save_checkpoint
+from truing.training.keeper import Keeper
+from truing.training.loop import Progress
+from truing.training.state import capture, restore
+
+Export = Callable[[Path, Mapping[str, Tensor]], None]
+"""Writes into a folder what others open, from these masters."""
+
+
+def kept(
+    built: Built,
+    training: Training,
+    run: RunDirectory,
+    progress: Progress,
+    facts: Mapping[str, Any],
+    export: Export,
+) -> Keeper:
+    """What saves this stage while it trains. `facts` say whose checkpoint it is."""
+
+    def place() -> State:
+        found = built.source.state()
+        found.numbers |= {"metrics_bytes": run.metrics_bytes, "progress": asdict(progress)}
+        return found
+
+    def save(taken: int, state: State) -> None:
+        save_checkpoint(
+            run.path,
+            taken,
+            state,
+            lambda folder: export(folder, state.tensors["masters"]),
+            facts,
+            keep=training.save_total_limit,
+        )
+
+    minutes = training.save_minutes
+    return Keeper(
+        place=place,
+        capture=lambda at_border: capture(built, at_border),
+        save=save,
+        every_steps=training.save_steps,
+        every_seconds=None if minutes is None else 60 * minutes,
+    )
+
+
+def resumed(
+    built: Built,
+    run: RunDirectory,
+    progress: Progress,
+    facts: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> Path | None:
+    """Put the newest whole checkpoint into a stage that was built anew. Returns it, if there is one.
+
+    Raises CheckpointError if there are checkpoints and none can be used.
+    """
+    folder = newest(run.path, facts, say)
+    if folder is None:
+        run.cut_metrics(0)  # of steps that nothing was kept of
+        return None
+    state = load_state(folder)
+    restore(built, state, str(folder))
+    place = state.numbers["place"]
+    run.cut_metrics(place["metrics_bytes"])
+    progress.tokens, progress.seconds = place["progress"]["tokens"], place["progress"]["seconds"]
+    return folder

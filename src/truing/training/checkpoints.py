@@ -1,0 +1,131 @@
+"""checkpoint-N folders of a run: written whole, found newest first, kept in a small number.
+
+    checkpoint-120/
+      model.safetensors, config.json, tokenizer ...   what from_pretrained opens (or an adapter)
+      state/numbers.json                               step, schedule, positions, random states
+      state/*.safetensors                              masters, moments, averages, rollout
+      manifest.json                                    sizes and SHA-256 of all of them
+
+No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from truing.errors import CheckpointError
+from truing.storage import DISK, Disk, read_manifest, write_folder
+
+NAME = re.compile(r"checkpoint-(\d+)")
+STATE_FOLDER, NUMBERS_FILE = "state", "numbers.json"
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that a run goes on from: JSON numbers and tensors, by part."""
+
+    numbers: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Part (`masters`, `moments`, ...) -> name -> tensor; a file each."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors."""
+        return sum(t.nbytes for part in self.tensors.values() for t in part.values())
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    state: State,
+    export: Callable[[Path], None],
+    facts: Mapping[str, Any],
+    *,
+    keep: int,
+    disk: Disk = DISK,
+) -> Path:
+    """Write checkpoint-STEP, check it as a reader would, then remove all but the newest `keep`.
+
+    `export` writes what others open. Raises ResourceError if it cannot be written.
+    """
+    folder = run / f"checkpoint-{step}"
+
+    def fill(beside: Path) -> None:
+        inner = beside / STATE_FOLDER
+        disk.make_folder(inner)
+        numbers = json.dumps(state.numbers, allow_nan=False).encode()
+        disk.write(inner / NUMBERS_FILE, numbers)
+        for part, tensors in state.tensors.items():
+            disk.write(inner / f"{part}.safetensors", save(_storable(tensors)))
+        export(beside)
+
+    write_folder(folder, fill, {"step": step, **facts}, needs_bytes=2 * state.size, disk=disk)
+    read_manifest(folder)
+    for old in checkpoints(run)[keep:]:
+        disk.remove_folder(old)
+    return folder
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoint-N folders of a run, newest first, whole or not."""
+    found = [(int(m[1]), p) for p in run.glob("checkpoint-*") if (m := NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest(run: Path, expected: Mapping[str, Any], say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; None if there never was one.
+
+    What lies around half-written is removed. Raises CheckpointError if there are checkpoints and
+    none is whole, or if the newest whole one is of another run (its facts are not `expected`).
+    """
+    for partial in run.glob(".checkpoint-*.partial"):
+        shutil.rmtree(partial)
+    folders = checkpoints(run)
+    for folder in folders:
+        try:
+            facts = read_manifest(folder)
+        except CheckpointError as error:
+            say(f"{folder.name} is damaged and is not used: {error.where}: {error.what}")
+            continue
+        for name, value in expected.items():
+            if facts.get(name) != value:
+                raise CheckpointError(
+                    f"it was made with {name} {facts.get(name)!r}, this run has {value!r}",
+                    where=str(folder),
+                    remedy="undo the change, or give another output; --overwrite starts over",
+                )
+        return folder
+    if folders:
+        raise CheckpointError(
+            f"none of {len(folders)} checkpoints is whole",
+            where=str(run),
+            remedy="--overwrite starts over; nothing is restarted silently",
+        )
+    return None
+
+
+def load_state(folder: Path) -> State:
+    """The state of a checkpoint that was found whole. Raises CheckpointError."""
+    inner = folder / STATE_FOLDER
+    try:
+        numbers = json.loads((inner / NUMBERS_FILE).read_bytes())
+        parts = {path.stem: load_file(path) for path in sorted(inner.glob("*.safetensors"))}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the state cannot be read ({error})", where=str(folder), remedy="remove this folder"
+        ) from error
+    return State(numbers, parts)

@@ -1,0 +1,232 @@
+"""A save that is stopped at any operation, by anything: what was saved before is there, whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from disks import BadDisk, CountedDisk, FullDisk, KilledDisk
+from truing.errors import CheckpointError, ResourceError
+from truing.storage import MANIFEST_FILE, read_manifest
+from truing.training.checkpoints import State, checkpoints, load_state, newest, save_checkpoint
+
+FACTS = {"fingerprint": "this"}
+
+
+def state(step):
+    """One that differs in every byte that counts from that of another step."""
+    numbers = {"step": step, "words": list(range(step, step + 50))}
+    weights = torch.arange(300.0) * step
+    return State(numbers, {"masters": {"w": weights}, "moments": {"m": weights + 1}})
+
+
+def export(folder):
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+
+
+def save(run, step, disk=None):
+    more = {} if disk is None else {"disk": disk}
+    return save_checkpoint(run, step, state(step), export, FACTS, keep=2, **more)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with two checkpoints, of which a third save removes the first."""
+    for step in (1, 2):
+        save(tmp_path / "run", step) if (tmp_path / "run").exists() else (
+            (tmp_path / "run").mkdir(),
+            save(tmp_path / "run", step),
+        )
+    return tmp_path / "run"
+
+
+def found(run):
+    """The step a reader goes on from, after checking that all of it is what was saved."""
+    folder = newest(run, FACTS, lambda line: None)
+    assert folder is not None
+    read = load_state(folder)
+    step = read.numbers["step"]
+    assert folder.name == f"checkpoint-{step}"
+    assert read.numbers == state(step).numbers
+    for part, tensors in state(step).tensors.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(read.tensors[part][name], tensor)
+    return step
+
+
+def operations(run):
+    """How many there are in one save."""
+    copy = run.parent / "counted"
+    shutil.copytree(run, copy)
+    disk = CountedDisk()
+    save(copy, 3, disk)
+    shutil.rmtree(copy)
+    return disk
+
+
+def test_a_save_is_read_back_and_the_oldest_goes(run):
+    save(run, 3)
+    assert [folder.name for folder in checkpoints(run)] == ["checkpoint-3", "checkpoint-2"]
+    assert found(run) == 3
+
+
+def test_killed_at_every_operation(run):
+    """SIGKILL in a process of its own: before, in the middle of and after every operation."""
+    total = operations(run).count
+    assert total >= 15
+    for stop in range(total):
+        copy = run.parent / f"killed-{stop}"
+        shutil.copytree(run, copy)
+        child = os.fork()
+        if not child:
+            save(copy, 3, KilledDisk(stop))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), f"fault {stop} did not fire"
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert found(copy) in (2, 3)
+        save(copy, 4)  # it goes on from there, and what lay around is gone
+        assert found(copy) == 4
+        assert not list(copy.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", [FullDisk, BadDisk])
+def test_a_disk_that_fails_at_any_operation(run, kind):
+    total = operations(run).count
+    fired = 0
+    for stop in range(total):
+        copy = run.parent / f"{kind.__name__}-{stop}"
+        shutil.copytree(run, copy)
+        disk = kind(stop)
+        try:
+            save(copy, 3, disk)
+        except ResourceError as error:
+            assert error.exit_code == 6
+            assert "was saved before is untouched" in error.remedy
+        except OSError:
+            assert found(copy) == 3  # only the removal of the oldest was left
+        else:
+            assert not disk.fired
+        fired += disk.fired
+        assert found(copy) in (2, 3)
+        assert not list(copy.glob(".*partial"))
+    assert fired >= total - 3 or kind is FullDisk
+
+
+def after_power_cut(run, log, stop, keep_names):
+    """The folder as a disk may hold it: content that was not synced is gone; names that were not
+    synced (`keep_names` false) are as they were."""
+    synced_files: set[Path] = set()
+    renames: list[tuple[Path, Path]] = []
+    for operation, path, other in log[:stop]:
+        if operation == "sync":
+            synced_files.add(path)
+        elif operation == "rename":
+            renames.append((path, other))
+        elif operation == "sync folder":
+            renames = [(old, new) for old, new in renames if new.parent != path]
+    if not keep_names:
+        for old, new in reversed(renames):
+            if new.exists():
+                new.rename(old)
+    for path in [p for p in run.rglob("*") if p.is_file()]:
+        wrote = {p for operation, p, _ in log[:stop] if operation in ("open", "write")}
+        moved = {new / p.relative_to(old): p for old, new in renames for p in wrote if old in p.parents}
+        original = moved.get(path, path)
+        if original in wrote and original not in synced_files:
+            path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("keep_names", [True, False])
+def test_a_power_cut_after_any_operation(run, keep_names):
+    class Cut(CountedDisk):
+        def at(self, operation, path):
+            raise KeyboardInterrupt
+
+    total = operations(run).count
+    for stop in range(total):
+        copy = run.parent / f"cut-{stop}"
+        shutil.copytree(run, copy)
+        disk = Cut(stop)
+        with pytest.raises(KeyboardInterrupt):
+            save(copy, 3, disk)
+        after_power_cut(copy, disk.log, stop, keep_names)
+        assert found(copy) in (2, 3)
+
+
+DAMAGE = {
+    "deleted": lambda file: file.unlink(),
+    "empty": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "a byte short": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "first bit": lambda file: flip(file, 0),
+    "middle bit": lambda file: flip(file, file.stat().st_size // 2),
+    "last bit": lambda file: flip(file, file.stat().st_size - 1),
+    "of another step": lambda file: shutil.copy(
+        str(file).replace("checkpoint-2", "checkpoint-1"), file
+    ),
+}
+
+
+def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, kind):
+    files = [p.relative_to(run) for p in (run / "checkpoint-2").rglob("*") if p.is_file()]
+    assert len(files) >= 5
+    for file in files:
+        copy = run.parent / "damaged"
+        shutil.copytree(run, copy)
+        before = (copy / file).read_bytes()
+        DAMAGE[kind](copy / file)
+        if (copy / file).exists() and (copy / file).read_bytes() == before:
+            shutil.rmtree(copy)
+            continue  # the same file in both steps
+        said = []
+        folder = newest(copy, FACTS, said.append)
+        assert folder.name == "checkpoint-1"
+        assert "checkpoint-2 is damaged" in said[0]
+        assert found(copy) == 1
+        shutil.rmtree(copy)
+
+
+def test_nothing_whole_is_never_a_silent_start_from_nothing(run):
+    for folder in checkpoints(run):
+        (folder / MANIFEST_FILE).unlink()
+    with pytest.raises(CheckpointError, match="none of 2 checkpoints is whole") as caught:
+        newest(run, FACTS, lambda line: None)
+    assert caught.value.exit_code == 8
+    assert newest(run.parent / "never", FACTS, print) is None
+
+
+def test_a_checkpoint_of_another_run_is_refused(run):
+    with pytest.raises(CheckpointError, match="fingerprint 'this', this run has 'other'"):
+        newest(run, {"fingerprint": "other"}, print)
+
+
+def test_a_newer_schema_is_refused_and_not_taken_for_damage(run):
+    place = run / "checkpoint-2" / MANIFEST_FILE
+    place.write_text(place.read_text().replace('"manifest_version": 1', '"manifest_version": 2'))
+    with pytest.raises(CheckpointError, match="version 2"):
+        read_manifest(run / "checkpoint-2")
+
+
+def test_too_little_space_is_said_before_anything_is_written(run):
+    class Small(CountedDisk):
+        def free_bytes(self, path):
+            return 100
+
+    disk = Small()
+    with pytest.raises(ResourceError, match="bytes are needed, 100 are free"):
+        save(run, 3, disk)
+    assert disk.count == 0
+    assert found(run) == 2
