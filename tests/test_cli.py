@@ -197,6 +197,25 @@ def test_a_verb_trains_and_its_folder_feeds_the_next(truing, tmp_path):
     assert one.stdout.startswith("hello ->")
 
 
+def test_sample_takes_every_sampling_key(truing):
+    def drawn(*flags):
+        flags = ("--max-completion-length", "8", *flags)
+        done = truing("sample", "hello", "--model", "random:llama", *flags)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    greedy = drawn("--temperature", "0")
+    assert drawn() != greedy
+    for narrow in (("--top-k", "1"), ("--top-p", "0.001"), ("--min-p", "1")):
+        assert drawn(*narrow) == greedy
+    second = greedy.removeprefix("hello -> ")[1]
+    stopped = drawn("--temperature", "0", "--stop", second)
+    assert greedy.startswith(stopped.rstrip("\n"))
+    assert len(stopped) < len(greedy)
+    assert drawn("--temperature", "0", "--engine", "transformers") == greedy
+    refused(truing("sample", "hello", "--model", "random:llama", "--top-p", "2"), 2, "top_p")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_says_so_and_can_be_run_again(truing, tmp_path, number, code):
     data = write(tmp_path / "d.jsonl", GOOD)

@@ -158,6 +158,11 @@ def sample(
     number: Annotated[int, Parameter(name=["--number", "-n"])] = 1,
     max_completion_length: int = 64,
     temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop: list[str] | None = None,
+    engine: str = "auto",
     seed: int = 0,
     limit: int = 8,
 ) -> None:
@@ -177,6 +182,16 @@ def sample(
         Tokens at most.
     temperature
         0 is greedy.
+    top_k
+        From the k likeliest tokens only (0: from all).
+    top_p
+        From the fewest tokens that have this probability together.
+    min_p
+        Not from tokens less likely than this share of the likeliest one's probability.
+    stop
+        A completion also ends where its text first contains this; may be given several times.
+    engine
+        auto, local or transformers.
     seed
         The same seed draws the same text.
     limit
@@ -184,9 +199,16 @@ def sample(
     """
     from truing.verbs import draw
 
-    for prompt_text, completion in draw(
-        prompt, data, model, number, max_completion_length, temperature, seed, limit
-    ):
+    sampling = {
+        "max_completion_length": max_completion_length,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "stop": stop or [],
+        "engine": engine,
+    }
+    for prompt_text, completion in draw(prompt, data, model, number, sampling, seed, limit):
         print(f"{prompt_text} -> {completion}")
 
 
@@ -237,7 +259,7 @@ def evaluate(
     gold
         A reward by name.
     proxy
-        A reward model's folder.
+        A reward model's folder, or a reward by name.
     output
         Folder of the run.
     max_completion_length

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from truing.config import Recipe, apply_override, check_recipe
+from truing.config import Recipe, apply_override, check_recipe, read_value
 from truing.errors import UsageError
 
 
@@ -71,8 +69,8 @@ def evaluation_recipe(
         "reference": named[reference or first],
         "max_completion_length": max_completion_length,
         "test_prompts": test_prompts,
-        "gold": yaml.safe_load(gold) if gold else None,
-        "proxy": proxy or None,
+        "gold": read_value(gold, "--gold") if gold else None,
+        "proxy": read_value(proxy, "--proxy") if proxy else None,
     }
     raw = {
         "name": "evaluate",
@@ -89,24 +87,24 @@ def draw(
     data: str,
     model: str,
     number: int,
-    max_completion_length: int,
-    temperature: float,
+    sampling: Mapping[str, Any],
     seed: int,
     limit: int,
 ) -> Iterator[tuple[str, str]]:
-    """(prompt, completion) pairs drawn from a model."""
-    from truing.config import Model
+    """(prompt, completion) pairs drawn from a model; `sampling` as in a recipe."""
+    from truing.config import Model, Sampling, check
     from truing.data.chat import ChatTokenizer
     from truing.data.formats import parse_rows
     from truing.data.readers import read_rows
     from truing.groups import Group, Message, Prompt
     from truing.models import loading
     from truing.models.network import Network
-    from truing.rollouts.engines.base import SamplingSettings
     from truing.rollouts.sampler import sample
+    from truing.training.on_policy import sampling_settings
 
     if bool(prompt) == bool(data):
         raise UsageError("give either a prompt or --data", remedy="truing sample 'Hello' --model M")
+    wanted = check(Sampling, sampling, "truing sample")
     path = loading.resolve(model)
     tokenizer = ChatTokenizer(loading.load_tokenizer(path))
     if data:
@@ -116,7 +114,7 @@ def draw(
         groups = [Group(Prompt(prompt, (Message("user", prompt),) if talks else None))]
     device = loading.pick_device(Model.model_fields["device"].default)
     network = Network(loading.load_causal(path, loading.compute_dtype("auto", device))).to(device)
-    settings = SamplingSettings(max_completion_length, temperature, 64, tokenizer.stop_id)
+    settings = sampling_settings(wanted, tokenizer.stop_id, tokenizer.decode)
     prompts = [tokenizer.encode(group, with_completions=False) for group in groups]
     drawn = sample(network, prompts, settings, completions=number, seed=seed)
     for group, answered in zip(groups, drawn, strict=True):

@@ -126,6 +126,16 @@ def test_faults_are_counted_by_reason_as_shares_of_what_was_drawn():
     assert not [name for name in clean if name.startswith("rewards/unscored")]
 
 
+def test_what_a_reward_said_is_told_over_all_draws_of_a_rollout():
+    """With dynamic sampling: also over draws in which a reason did not occur."""
+    made = rollout(dynamic_rounds=1)
+    metrics = made.collect(PROMPTS[:3], 3, more=lambda: PROMPTS[3:]).metrics
+    assert metrics["rewards/unscored/nan"] == pytest.approx(7 / 16)
+    halves = [s / 2 for scores in GIVEN.values() for s in scores if s is not None]
+    assert metrics["rewards/half/mean"] == pytest.approx(statistics.fmean(halves))
+    assert metrics["rewards/half/std"] == pytest.approx(statistics.pstdev(halves))
+
+
 def test_a_prompt_whose_greedy_baseline_has_no_score_is_left_out():
     def greedy(groups):
         return [TokenGroup(g.prompt_ids, draw([TokenGroup(g.prompt_ids)], 0)[0].completions[1:2])

@@ -12,14 +12,25 @@ from truing.config.reading import (
     check_recipe,
     explain_validation,
     read_recipe,
+    read_value,
 )
-from truing.config.sections import Data, Lora, Model, Sampling, Section, Stage
+from truing.config.sections import (
+    REWARD_ROLES,
+    Data,
+    Lora,
+    Model,
+    RewardSpec,
+    Sampling,
+    Section,
+    Stage,
+)
 from truing.config.stages import PIPELINE_METHODS, BestOfN, Evaluate, Preferences, Recipe
 from truing.config.training import ActorCritic, Offline, Online, OnPolicy, Rollouts, Training
 
 __all__ = [
     "PIPELINE_METHODS",
     "RESERVED_STAGE_NAMES",
+    "REWARD_ROLES",
     "ActorCritic",
     "BestOfN",
     "Data",
@@ -31,6 +42,7 @@ __all__ = [
     "Online",
     "Preferences",
     "Recipe",
+    "RewardSpec",
     "Rollouts",
     "Sampling",
     "Section",
@@ -41,4 +53,5 @@ __all__ = [
     "check_recipe",
     "explain_validation",
     "read_recipe",
+    "read_value",
 ]

@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _written(reward: Any) -> Any:
+    """A reward as a file can hold it: a function by its name and a hash of what it says."""
+    if isinstance(reward, Mapping):
+        return {key: _written(value) for key, value in reward.items()}
+    if not callable(reward):
+        return reward
+    try:
+        source = inspect.getsource(reward)
+    except (OSError, TypeError):  # typed in at a prompt, built in, or an object
+        source = repr(reward)
+    name = getattr(reward, "__qualname__", type(reward).__qualname__)
+    return f"{reward.__module__}:{name}#{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+
+
+RewardSpec = Annotated[str | dict[str, Any] | Callable[..., Any], PlainSerializer(_written)]
+"""What `truing.rewards.make` reads: a name, fields, a reward model; in Python also a function."""
+
+
+def reward_models(role: str, spec: Any) -> Iterator[tuple[str, str]]:
+    """(role, name) of everything in a reward that may be a stage or a folder, however deep."""
+    if isinstance(spec, str):
+        yield role, spec
+    if not isinstance(spec, Mapping):
+        return
+    if spec.get("name") == "model" and isinstance(spec.get("path"), str):
+        yield f"{role}.path", spec["path"]
+    for key, inner in spec.items():
+        if isinstance(inner, Mapping):  # the parts of a mixture, the members of an ensemble
+            for name, part in inner.items():
+                yield from reward_models(f"{role}.{key}.{name}", part)
 
 
 class Section(BaseModel):
@@ -71,6 +106,10 @@ class Data(Section):
     """Longest prompt + completion, in tokens. Longer rows are bad rows: nothing is cut."""
 
 
+REWARD_ROLES = ("reward", "proxy", "gold", "annotator")
+"""Fields of stages that hold a reward. What they name need not be a stage."""
+
+
 class Stage(Section):
     """What every stage says."""
 
@@ -81,9 +120,12 @@ class Stage(Section):
 
     def parents(self) -> dict[str, str]:
         """Role -> name of what this stage is made from ('model', 'data', a stage, a reward)."""
-        named = {"from": "from_", "data": "data", "reward": "reward"}
+        named = {"from": "from_", "data": "data"}
         values = {role: getattr(self, field, None) for role, field in named.items()}
-        return {role: value for role, value in values.items() if isinstance(value, str)}
+        rewards = [reward_models(role, getattr(self, role, None)) for role in REWARD_ROLES]
+        return {role: value for role, value in values.items() if isinstance(value, str)} | {
+            role: name for found in rewards for role, name in found
+        }
 
 
 class Sampling(Section):

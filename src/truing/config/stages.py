@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from truing.config.sections import Data, Model, Positive, Sampling, Section, Stage
+from truing.config.sections import Data, Model, Positive, RewardSpec, Sampling, Section, Stage
 
 
 class Preferences(Stage, Sampling):
@@ -18,7 +18,7 @@ class Preferences(Stage, Sampling):
     """Who writes the completions."""
     data: str = "data"
     """Where the prompts come from."""
-    annotator: str | dict[str, Any]
+    annotator: RewardSpec
     """The reward that plays the human. No later stage sees it, only its choices."""
     annotator_temperature: Annotated[float, Field(gt=0)] = 0.1
     """P(a over b) = σ((score_a − score_b) / temperature). Smaller is a surer annotator."""
@@ -36,22 +36,18 @@ class BestOfN(Stage, Sampling):
     method: Literal["best_of_n"] = "best_of_n"
     from_: str = Field("model", alias="from")
     """Who writes the completions."""
-    reward: str | dict[str, Any]
+    reward: RewardSpec
     """What picks: an earlier bradley_terry stage, or a reward by name."""
     data: str = "data"
     """Where the (held-out) prompts come from."""
     num_generations: Annotated[int, Field(ge=1)] = 8
     """n. KL to the sampler is at most log n − (n − 1)/n nats. Larger: more of what picks is got,
     further from the sampler, and a curve that goes further."""
-    gold: str | dict[str, Any] | None = None
+    gold: RewardSpec | None = None
     """A reward that does not pick: the curve of every n from 1 to num_generations shows it beside
     the one that does (a stage, a folder or a reward by name; null: no such curve)."""
     test_prompts: Positive | None = None
     """Use at most this many prompts of the test split (null: all)."""
-
-    def parents(self) -> dict[str, str]:
-        gold = {"gold": self.gold} if isinstance(self.gold, str) else {}
-        return super().parents() | gold
 
 
 class Evaluate(Stage, Sampling):
@@ -64,9 +60,9 @@ class Evaluate(Stage, Sampling):
     """The stage KL is measured to and differences are taken from."""
     data: str = "data"
     """Where the prompts come from (their test split)."""
-    proxy: str | None = None
-    """The reward-model stage whose score is the proxy reward."""
-    gold: str | dict[str, Any] | None = None
+    proxy: RewardSpec | None = None
+    """The reward that was trained against: a stage, a folder or a reward by name."""
+    gold: RewardSpec | None = None
     """The annotator's reward, if there is one: it is only ever seen here."""
     test_prompts: Positive | None = None
     """Use at most this many prompts of the test split (null: all)."""
@@ -75,8 +71,7 @@ class Evaluate(Stage, Sampling):
 
     def parents(self) -> dict[str, str]:
         policies = {f"policy {label}": stage for label, stage in self.policies.items()}
-        proxy = {} if self.proxy is None else {"reward": self.proxy}
-        return {**policies, "reference": self.reference, "data": self.data, **proxy}
+        return {**policies, "reference": self.reference, **super().parents()}
 
 
 class Recipe(Section):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from truing.config.sections import Fraction, Positive, Sampling, Stage
+from truing.config.sections import Fraction, Positive, RewardSpec, Sampling, Stage
 
 
 class Training(Stage):
@@ -57,12 +57,18 @@ class Offline(Training):
 class Rollouts(Training, Sampling):
     """Training on completions the policy draws itself, whatever is learnt from them."""
 
-    reward: str | dict[str, Any]
+    reward: RewardSpec
     """What scores the completions: an earlier bradley_terry stage, or a reward by name."""
     num_rollouts: Positive = 32
     """How often prompts are drawn, answered and learnt from."""
     rollout_batch_size: Positive = 64
     """Prompts in one rollout."""
+    reward_retries: Annotated[int, Field(ge=0)] = 2
+    """How often a reward over texts that raised is asked again, after 1, 2, 4, ... seconds. Larger
+    survives longer outages."""
+    reward_timeout: Annotated[float, Field(gt=0)] | None = 1800.0
+    """Seconds that a reward over texts may take for one rollout; then the run stops (null: never).
+    Smaller notices a hanging one sooner."""
 
 
 class OnPolicy(Rollouts):

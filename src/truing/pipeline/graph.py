@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from truing.config import RESERVED_STAGE_NAMES
+from truing.config import RESERVED_STAGE_NAMES, REWARD_ROLES
 from truing.errors import UsageError, suggest
 
 
@@ -43,4 +43,5 @@ def _outside(role: str, name: str) -> bool:
 
     Stage names are identifiers, so a path, a hub id or `random:llama` cannot be mistaken for one.
     """
-    return role == "reward" or not name.isidentifier() or Path(name, "config.json").is_file()
+    named = role.partition(".")[0]
+    return named in REWARD_ROLES or not name.isidentifier() or Path(name, "config.json").is_file()

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 import truing
-from truing.config import Recipe
+from truing.config import REWARD_ROLES, Recipe
 from truing.errors import ResourceError, UsageError
 from truing.evaluation.report import write_report
 from truing.pipeline import graph, machine, stages
@@ -71,11 +71,11 @@ def _check_kinds(
     planned: Mapping[str, PipelineStage], parents: Mapping[str, Mapping[str, str]], where: str
 ) -> None:
     """A role is played by a stage that makes the right thing."""
-    wanted = {"from": ("weights",), "data": ("groups",), "reward": ("reward",)}
-    wanted["gold"] = wanted["reward"]
+    wanted = {"from": ("weights",), "data": ("groups",)}
+    wanted |= dict.fromkeys(REWARD_ROLES, ("reward",))
     for name, roles in parents.items():
         for role, parent in roles.items():
-            makes = wanted.get(role, ("weights", "completions"))
+            makes = wanted.get(role.partition(".")[0], ("weights", "completions"))
             if parent in planned and planned[parent].makes not in makes:
                 raise UsageError(
                     f"stages.{name}: {role} names '{parent}', which makes "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,16 @@ def find(name: str) -> type[Reward]:
 
 
 def make(
-    spec: str | Mapping[str, Any] | Callable[..., Any], load_model: LoadModel | None = None
+    spec: str | Mapping[str, Any] | Callable[..., Any],
+    load_model: LoadModel | None = None,
+    stages: Collection[str] = (),
 ) -> Reward:
     """A reward from
 
         vader                                    its name
         {name: length, target: 200}              its name and fields
         path/to/folder                           a reward model: a sequence classifier
+        a name in `stages`                       the same, which that stage trained
         my_module:my_function, my_file.py:f      a function with TRL's signature, or a Reward class
         a callable                               the same, in Python
 
@@ -46,9 +49,9 @@ def make(
         return spec
 
     def inner(part: Any) -> Reward:
-        return make(part, load_model)
+        return make(part, load_model, stages)
 
-    if isinstance(spec, str) and Path(spec, "config.json").is_file():
+    if isinstance(spec, str) and (spec in stages or Path(spec, "config.json").is_file()):
         spec = {"name": "model", "path": spec}
     if isinstance(spec, str):
         spec = {"name": spec}
@@ -79,7 +82,12 @@ def _from_thing(thing: Any, fields: Mapping[str, Any], inner: Callable[[Any], Re
 def _instance(kind: type[Any], fields: Mapping[str, Any], inner: Callable[[Any], Reward]) -> Reward:
     """A reward of this class; `inner` makes the rewards it is made of."""
     if not hasattr(kind, "__pydantic_validator__"):  # anyone's own class
-        made: Reward = kind(**fields)
+        try:
+            made: Reward = kind(**fields)
+        except TypeError as error:
+            raise UsageError(
+                f"{kind.__name__}: {error}", remedy="correct the reward's fields"
+            ) from error
         return made
     try:
         checked: Reward = TypeAdapter(kind).validate_python(dict(fields), context={"make": inner})

@@ -9,6 +9,7 @@ trained on, not from the sampler, so the first ratio of every rollout is exactly
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,7 +28,6 @@ from truing.rollouts.normalize import ScoreNormalizer
 
 Scorer = Callable[[Sequence[TokenGroup]], Scores]
 """Groups -> a score, or why there is none, for each of their completions in order."""
-Facts = list[dict[str, Metric]]
 
 
 @dataclass(slots=True)
@@ -67,6 +67,10 @@ class Collector:
     importance_cap: float = 3.0
     collected: int = 0
     """Rollouts so far."""
+    critic_rollouts: int = 0
+    """So many of the first ones teach the critic alone."""
+    fit_critic: Callable[[float, float], None] | None = None
+    """Told once, when the scale of the scores is known: its mean and its deviation."""
     demonstrations: Iterator[list[TokenGroup]] | None = None
     """Demonstrations to stand beside each minibatch, for objectives that mix them in."""
 
@@ -82,41 +86,41 @@ class Collector:
         """
         groups, facts = self._scored_groups(prompts, seed, more)
         self.collected += 1
+        if self.collected == 1 and self.fit_critic is not None:
+            self.fit_critic(self.normalize.shift, self.normalize.deviation)
         if not groups:  # every prompt is solved, or hopeless: nothing to learn, nothing to lose
-            return Rollout([], combine(facts), [])
+            return Rollout([], combine([facts]), [])
         parts = self._minibatches(groups, seed)
         flat = [self._measured(micro) for part in parts for micro in part]
         for name in ("scores_C", *(["baseline_C"] if self.credit.wants_greedy else [])):
             flat = [b.with_columns(**{name: self.normalize.apply(b[name])}) for b in flat]
         credited, metrics = self._credited(flat)
         credited, measured = self._corrected(credited)
-        metrics |= measured | _mismatch(flat)
-        # what a person reads is the reward's own number, not the normalised one
-        metrics["objective/scores"] = mean_of(_raw_scores(groups))
+        metrics |= measured | _mismatch(flat) | facts
         remaining = map(self._as_trained, flat, credited)
         minibatches = [[b for _ in part if (b := next(remaining)).size_C] for part in parts]
         filled = [self._beside(part) for part in minibatches if part]
-        return Rollout(filled, combine([metrics, *facts]), groups)
+        return Rollout(filled, combine([metrics]), groups)
 
     def _scored_groups(
         self,
         prompts: Sequence[TokenGroup],
         seed: int,
         more: Callable[[], Sequence[TokenGroup]] | None,
-    ) -> tuple[list[TokenGroup], Facts]:
-        """Groups with scores; with dynamic sampling only those whose scores differ.
+    ) -> tuple[list[TokenGroup], dict[str, Metric]]:
+        """Groups with scores, with dynamic sampling only those that differ; what the reward said.
 
         Source: DAPO (arXiv 2503.14476), section 3.2; judged by the reward's own scores.
         """
-        facts: Facts = []
-        groups = self._scored(self.draw(prompts, seed), facts)
+        said: list[Scores] = []
+        groups = self._scored(self.draw(prompts, seed), said)
         if not self.dynamic_rounds or more is None:
-            return groups, facts
+            return groups, self._said(said)
         drawn, kept = len(groups), [g for g in groups if _differs(g)]
         for extra in range(1, self.dynamic_rounds + 1):
             if len(kept) >= len(prompts):
                 break
-            fresh = self._scored(self.draw(more(), hash((seed, extra)) & 0x7FFFFFFF), facts)
+            fresh = self._scored(self.draw(more(), hash((seed, extra)) & 0x7FFFFFFF), said)
             drawn += len(fresh)
             kept += [g for g in fresh if _differs(g)]
         if not kept and not self.collected:
@@ -126,16 +130,22 @@ class Collector:
                 remedy="raise temperature or num_generations, or give prompts of other difficulty",
             )
         kept_fraction = Metric(torch.tensor(float(len(kept))), float(drawn))
-        return kept[: len(prompts)], [*facts, {"dynamic/kept_fraction": kept_fraction}]
+        return kept[: len(prompts)], self._said(said) | {"dynamic/kept_fraction": kept_fraction}
 
-    def _scored(self, groups: list[TokenGroup], facts: Facts) -> list[TokenGroup]:
+    def _said(self, said: Sequence[Scores]) -> dict[str, Metric]:
+        """The reward's own numbers, which people read, of all that was drawn: not normalised, and
+        of what dynamic sampling leaves out, too."""
+        values = [value for scores in said for value in scores.values if value is not None]
+        return reward_metrics(said) | {"objective/scores": mean_of(torch.tensor(values))}
+
+    def _scored(self, groups: list[TokenGroup], said: list[Scores]) -> list[TokenGroup]:
         """The groups with the reward's own scores, and the greedy baseline if it is wanted.
 
         A completion without a score leaves its group, and a group that has none left, or no
         baseline, is left out.
         """
         scores = self.score(groups)
-        facts.append(reward_metrics(scores))
+        said.append(scores)
         remaining = iter(scores.values)
         groups = [with_scores(g, [next(remaining) for _ in g.completions]) for g in groups]
         groups = [group for group in groups if group.completions]
@@ -201,7 +211,8 @@ class Collector:
         credited, metrics = self.credit.with_kl_coef(control.value)(flat)
         metrics["objective/kl_coef"] = Metric(torch.tensor(control.value), 1.0)
         kl = metrics["objective/kl"]
-        control.update(float(kl.total) / kl.weight, round(kl.weight))
+        if self.collected > self.critic_rollouts:
+            control.update(float(kl.total) / kl.weight, round(kl.weight))
         return credited, metrics
 
     def _corrected(self, batches: list[Batch]) -> Credited:
@@ -253,14 +264,23 @@ def with_scores(group: TokenGroup, scores: list[float | None]) -> TokenGroup:
     return replace(group, completions=completions)
 
 
-def reward_metrics(scores: Scores) -> dict[str, Metric]:
-    """What a reward is made of, and what it could not judge."""
-    metrics = {
-        f"rewards/{name}/mean": mean_of(torch.tensor([v for v in values if v is not None]))
-        for name, values in scores.parts.items()
-    }
-    everything = float(len(scores.values))
+def reward_metrics(said: Sequence[Scores]) -> dict[str, Metric]:
+    """What a reward is made of, and what it could not judge, over all draws of a rollout."""
+    parts: dict[str, list[float]] = {}
+    faults: Counter[str] = Counter()
+    for scores in said:
+        faults.update(scores.faults)
+        for name, values in scores.parts.items():
+            parts.setdefault(name, []).extend(v for v in values if v is not None)
+    metrics: dict[str, Metric] = {}
+    for name, numbers in parts.items():
+        values_C = torch.tensor(numbers, dtype=torch.float64)
+        metrics[f"rewards/{name}/mean"] = mean_of(values_C)
+        if numbers:
+            deviation = values_C.std(correction=0)
+            metrics[f"rewards/{name}/std"] = Metric(deviation, 1.0)
+    everything = float(sum(len(scores.values) for scores in said))
     return metrics | {
         f"rewards/unscored/{reason}": Metric(torch.tensor(float(count)), everything)
-        for reason, count in scores.faults.items()
+        for reason, count in faults.items()
     }

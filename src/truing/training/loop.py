@@ -55,8 +55,10 @@ def train(
     meter.lap(time.perf_counter() - started)
     if not step.taken:
         raise RolloutError(
-            "no step was taken: no rollout left a completion to learn from",
-            remedy="raise max_completion_length, or turn off overlong_filter",
+            "no step was taken: no rollout left anything to learn from",
+            remedy="where completions are cut, raise max_completion_length or turn off "
+            "overlong_filter; where scores are equal, raise temperature or num_generations, or "
+            "ask less (min_gap, threshold)",
         )
     return tokens
 

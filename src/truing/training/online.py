@@ -72,11 +72,11 @@ class Online:
         for index in range(self.rollouts):
             if not left:
                 return
-            if index and self.sync_every and not index % self.sync_every:
-                assert self.sync_reference is not None
-                self.sync_reference()
             seed = hash((self.seed, index)) & 0x7FFFFFFF
             rows, rollout = self.collect(next(supply), seed)
+            if index and self.sync_every and not index % self.sync_every:
+                assert self.sync_reference is not None
+                self.sync_reference()  # after the KL since it last moved was measured
             self.on_rollout(index, rollout)
             metrics = rollout.metrics
             if not rows:  # nothing to learn from: its numbers are kept all the same
@@ -99,7 +99,7 @@ class Online:
         remaining = iter(scores.values)
         scored = [with_scores(g, [next(remaining) for _ in g.completions]) for g in drawn]
         scored = [group for group in scored if group.completions]
-        facts += [reward_metrics(scores), {"objective/scores": mean_of(_own_scores(scored))}]
+        facts += [reward_metrics([scores]), {"objective/scores": mean_of(_own_scores(scored))}]
         rows, counted = self.curation([self._penalised(group) for group in scored], seed)
         facts.append(counted)
         arranged = self.arrange(rows, seed) if rows else []
