@@ -27,9 +27,9 @@ def say(line: str) -> None:
 
 
 def over_seeds(values: Iterable[float]) -> dict[str, Any]:
-    """Mean over seeds and its standard error (0 with one seed); the values stay with them."""
+    """Mean over seeds and its standard error (None with one seed); the values stay with them."""
     found = [round(float(value), 10) for value in values]
-    error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
+    error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
     return {"mean": fmean(found), "se": error, "values": found}
 
 
@@ -38,9 +38,10 @@ def gathered(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {name: over_seeds(run[name] for run in runs) for name in runs[0]}
 
 
-def shown(cell: Mapping[str, float], digits: int = 2) -> str:
-    """0.53 ± 0.02: a mean and its standard error over seeds."""
-    return f"{cell['mean']:.{digits}f} ± {cell['se']:.{digits}f}"
+def shown(cell: Mapping[str, Any], digits: int = 2) -> str:
+    """0.53 ± 0.02: a mean and its standard error over seeds, if there are several."""
+    mean = f"{cell['mean']:.{digits}f}"
+    return mean if cell["se"] is None else f"{mean} ± {cell['se']:.{digits}f}"
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench import machine
+
 import truing
 from experiments._common import Found, markdown, say
 from truing.pipeline.stages.evaluate import RESULTS_FILE
@@ -25,13 +27,18 @@ KEPT = (
 
 
 def run_recipe(name: str, seeds: int) -> Found:
-    """The recipe once a seed (17, 18, ...). An interrupted run goes on where it was."""
+    """The recipe once a seed (17, 18, ...). An interrupted run goes on where it was, if the code is
+    still the same: numbers of an older one are no results of this one."""
     runs = []
     for seed in range(17, 17 + seeds):
         say(f"{name}, seed {seed}")
-        output = Path("runs", "experiments", f"{name}-{seed}")
+        output = Path("runs", "experiments", f"{name}-{seed}-{machine.commit()}")
         summary = truing.run(
-            FOLDER / f"{name}.yaml", f"seed={seed}", f"output={output}", resume=True
+            FOLDER / f"{name}.yaml",
+            f"seed={seed}",
+            f"output={output}",
+            resume="dirty" not in output.name,
+            overwrite="dirty" in output.name,
         )
         curves = {stage.name: kept(RunDirectory(output / stage.name)) for stage in summary.stages}
         runs.append(
@@ -67,16 +74,15 @@ def kept(run: RunDirectory) -> list[dict[str, float]]:
 
 def table(found: Found) -> str:
     """Every seed's policies with intervals over prompts, then how each run began and ended."""
-    headings = ["seed, policy", "gold of", "gold", "KL (nats)", "length", "distinct-2"]
+    headings = ["seed, policy", "proxy", "gold", "KL (nats)", "length", "distinct-2"]
     policies = [
         [
             f"{run['seed']}, {p['label']}",
-            stage,
-            *map(interval, (p.get("gold"), p.get("kl"), p["length"])),
+            *map(interval, (p.get("proxy"), p.get("gold"), p.get("kl"), p["length"])),
             f"{p['distinct_2']:.2f}",
         ]
         for run in found["runs"]
-        for stage, rows in run["policies"].items()
+        for rows in run["policies"].values()
         for p in rows
     ]
     ends = [

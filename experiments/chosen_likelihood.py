@@ -206,6 +206,9 @@ def likelihoods(built: Built, pairs: list[TokenGroup]) -> Tensor:
     return torch.tensor(per_completion(pairs, sums), dtype=torch.float64)
 
 
+CAPTION = "First table: one seed. Second: mean ± standard error over seeds."
+
+
 def table(found: Found) -> str:
     """The end of the law's run, then the networks."""
     headings = ["step", "margin", "KL(ref‖π)", "chosen reward", "margin/2 − β KL(ref‖π)"]

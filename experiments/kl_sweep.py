@@ -57,12 +57,15 @@ def run(seeds: int, plan: Plan = Plan()) -> Found:
                 rows.append(
                     {"method": method, "beta": beta} | summary(world, rewards_Y, laws, beta)
                 )
-        line = exact.frontier(world.reference_Y, rewards_Y, [b for b in plan.betas if b > 0])
+        optima = exact.frontier(world.reference_Y, rewards_Y, [b for b in plan.betas if b > 0])
+        # fine enough that the chords of the drawn line lie on it, and down to where it ends
+        fine = torch.logspace(2, -3, 200, dtype=torch.float64).tolist()
+        line = exact.frontier(world.reference_Y, rewards_Y, fine)
+        names = ("beta", "kl", "reward")
         return {
             "rows": rows,
-            "frontier": {
-                n: t.tolist() for n, t in zip(("beta", "kl", "reward"), line, strict=True)
-            },
+            "optima": {n: t.tolist() for n, t in zip(names, optima, strict=True)},
+            "frontier": {n: t.tolist() for n, t in zip(names, line, strict=True)},
             "reference": world.standing(world.reference_Y, rewards_Y),
             "largest_reward": float(rewards_Y.max()),
         }
@@ -100,7 +103,7 @@ def summary(world: World, rewards_Y: Tensor, laws: list[Tensor], beta: float) ->
 
 def table(found: Found) -> str:
     """One row a method and β."""
-    optimum = dict(zip(found["frontier"]["beta"], found["frontier"]["kl"], strict=True))
+    optimum = dict(zip(found["optima"]["beta"], found["optima"]["kl"], strict=True))
     headings = ["method, β", "KL (nats)", "KL of π*", "reward", "below the frontier"]
     headings += ["KL to π*", "entropy (nats)", "likeliest sentence"]
     rows = []

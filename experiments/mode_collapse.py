@@ -127,7 +127,7 @@ def different(law_Y: Tensor, samples: int) -> float:
 
 def table(found: Found) -> str:
     """One row a method."""
-    headings = ["method", "gold", "KL (nats)", "entropy (nats)", f"different among {SAMPLES}"]
+    headings = ["method", "gold", "KL (nats)", "entropy (nats)", f"share that differ, of {SAMPLES}"]
     names = ("gold", "kl", "entropy", "different", "distinct_2")
     first = ["reference", *(f"{found['reference'][name]:.2f}" for name in names)]
     rows = [[row["name"], *(shown(row[name]) for name in names)] for row in found["methods"]]

@@ -33,9 +33,9 @@ def table(name: str, size: str, results: Path = RESULTS) -> str:
     said = (
         f"`{command}`: {found['seeds']} seeds, {found['seconds']:.0f} s on {machine['cpu']}, "
         f"{machine['date']}, torch {machine['packages']['torch']}, commit {machine['commit']}. "
-        "Mean ± standard error over seeds."
     )
     experiment = import_module(f"experiments.{name}")
+    said += getattr(experiment, "CAPTION", "Mean ± standard error over seeds.")
     shown = [experiment.table(found["found"]), said]
     if (PICTURES / f"{name}.svg").exists():
         shown.insert(1, f"![{name}](experiments/{name}.svg)")

@@ -13,5 +13,7 @@ from functools import partial
 from experiments._common import main
 from experiments._recipes import run_recipe, table
 
+CAPTION = "Means over prompts with 95 % intervals; of one seed each."
+
 if __name__ == "__main__":
     sys.exit(main("verifiable", {"smollm2": partial(run_recipe, "json")}, table))

@@ -111,7 +111,7 @@ class RunDirectory:
         return file.stat().st_size if file.exists() else 0
 
     def cut_metrics(self, size: int) -> None:
-        """Forget the lines behind the first `size` bytes: they are of steps that are taken again."""
+        """Forget the lines behind the first `size` bytes: their steps are taken again."""
         if self.metrics_bytes > size:
             os.truncate(self.path / METRICS_FILE, size)
 
@@ -151,9 +151,10 @@ def read_jsonl(path: Path, allow_cut: bool = False) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file; none if the file is absent."""
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # at newlines alone: texts hold other characters that str.splitlines takes for ends of lines
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
-        if allow_cut and number == len(lines) and not line.endswith("\n"):
+        if number == len(lines) and (allow_cut or not line):
             return
         yield json.loads(line)
 

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from truing.config import Recipe, apply_override, check_recipe
+from truing.config import Recipe, apply_override, check_recipe, read_value
 from truing.errors import UsageError
 
 
@@ -71,8 +69,8 @@ def evaluation_recipe(
         "reference": named[reference or first],
         "max_completion_length": max_completion_length,
         "test_prompts": test_prompts,
-        "gold": yaml.safe_load(gold) if gold else None,
-        "proxy": yaml.safe_load(proxy) if proxy else None,
+        "gold": read_value(gold, "--gold") if gold else None,
+        "proxy": read_value(proxy, "--proxy") if proxy else None,
     }
     raw = {
         "name": "evaluate",

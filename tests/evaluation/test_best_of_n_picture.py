@@ -50,11 +50,16 @@ def test_powers_of_two_and_the_last_n_are_named() -> None:
 
 def test_the_page_has_a_section_for_it(summary: Summary) -> None:
     plain = report.render(summary, {})
-    page = report.render(summary, {}, {"<b>": {"points": POINTS}})
+    page = report.render(
+        summary, {}, {"<b>": {"points": POINTS, "prompts": 7, "prompts_left_out": 0}}
+    )
     assert "The best of n, for every n" not in plain
     assert "The best of n, for every n" in page
     assert "<title>&lt;b&gt;: the best of n</title>" in page
     assert "<b>: the best" not in page
+    assert "over 7 of" not in page
+    found = {"points": POINTS, "prompts": 7, "prompts_left_out": 2}
+    assert "over 7 of 9 prompts" in report.render(summary, {}, {"bon": found})
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])

@@ -98,7 +98,7 @@ def test_no_method_is_above_the_frontier_and_a_higher_price_buys_less_kl():
     result = found(kl_sweep)
     for row in result["rows"]:
         assert min(row["below_frontier"]["values"]) > -1e-6
-    line = result["frontier"]
+    line = result["optima"]
     assert line["kl"] == sorted(line["kl"], reverse=True)
     assert line["reward"] == sorted(line["reward"], reverse=True)
     for method in ("ppo", "dpo"):

@@ -16,6 +16,7 @@ from . import (
     pairwise,
     pairwise_sides,
     policy_gradient,
+    reviewed,
     reward,
     rewards,
     rollouts,
@@ -45,6 +46,7 @@ ROOMS = (
     exact,
     experiments,
     outside_rewards,
+    reviewed,
 )
 MUTANTS: tuple[Mutant, ...] = tuple(mutant for room in ROOMS for mutant in room.MUTANTS)
 assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

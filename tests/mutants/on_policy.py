@@ -48,8 +48,8 @@ MUTANTS = (
     Mutant(
         "running_scale_also_shifts",
         NORMALIZE,
-        'shift = 0.0 if self.kind == "running_scale" else self.mean',
-        "shift = self.mean",
+        'return 0.0 if self.kind in ("running_scale", "none") else self.mean',
+        "return self.mean",
         NORMALIZE_TESTS,
         "TRL's use_score_scaling and use_score_norm are two switches",
     ),
@@ -92,8 +92,8 @@ MUTANTS = (
     Mutant(
         "missing_part_is_0",
         COLLECT,
-        "torch.tensor([v for v in values if v is not None])",
-        "torch.tensor([v or 0.0 for v in values])",
+        "extend(v for v in values if v is not None)",
+        "extend(v or 0.0 for v in values)",
         UNSCORED_TESTS,
         "a mean over numbers that are not there",
     ),
@@ -157,7 +157,7 @@ MUTANTS = (
     Mutant(
         "ramp_over_one_rollout",
         BUILD,
-        "collector.kl_controller.rollouts = rollouts",
+        "collector.kl_controller.rollouts = max(1, rollouts - collector.critic_rollouts)",
         "collector.kl_controller.rollouts = 1",
         (RUNS + "test_kl_control",),
         "a schedule that does not know how long the run is",
@@ -314,8 +314,8 @@ MUTANTS = (
     Mutant(
         "average_kept_to_itself",
         "pipeline/stages/train.py",
-        "            built.average.adopt()",
-        "            pass",
+        "            built.average.adopt()\n        speed",
+        "            pass\n        speed",
         AVERAGING_TESTS,
         "an average is paid for, the last weights are saved",
     ),

@@ -196,8 +196,8 @@ MUTANTS = (
     Mutant(
         "programs_hide_built_in_names",
         JUDGE,
-        "            if hasattr(builtins, name):\n                continue\n",
-        "",
+        "if hasattr(builtins, name) or",
+        "if",
         _trick("test_a_trick_earns_nothing[hidden names]"),
         "a program that defines `sorted`, used by the tests",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import time
 from statistics import fmean, pstdev
 
 import pytest
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from foreign_judges import other_tokenizer, saved, standalone
 from truing.config import RewardSpec, check_recipe
-from truing.errors import RolloutError
+from truing.errors import RolloutError, TruingError
 from truing.pipeline.run import run_recipe
 from truing.rundir import RunDirectory
 
@@ -114,10 +115,8 @@ def test_evaluation_says_how_many_it_could_not_score(run, functions, tmp_path):
     judge = saved(tmp_path / "judge", tokenizer=other_tokenizer(template=None, pad="<pad>"))
     stage = {"method": "evaluate", "policies": {"base": "model", "again": "model"}}
     stage |= {"reference": "model", "max_completion_length": 6}
-    output, said = run(
-        some=stage | {"gold": functions("half")},
-        judged=stage | {"gold": "exact_match", "proxy": str(judge)},
-    )
+    output, said = run(some=stage | {"gold": functions("half")})
+    judged, _ = run(judged=stage | {"gold": "exact_match", "proxy": str(judge)})
     info = RunDirectory(output / "some").info()
     assert info.facts["unscored"] == {n: {"gold": {"none": 3}} for n in ("base", "again")}
     assert "base, gold: 3 of 6 completions unscored (none: 3)" in said
@@ -125,8 +124,8 @@ def test_evaluation_says_how_many_it_could_not_score(run, functions, tmp_path):
     base, again = results["policies"]
     assert (base["gold"]["n"], base["gold"]["mean"]) == (3, 1.0)  # not 0.5: no zeros
     assert again["gold_gain"]["n"] == 3
-    assert "unscored" not in RunDirectory(output / "judged").info().facts
-    rows = RunDirectory(output / "judged").rows("samples/base.jsonl")
+    assert "unscored" not in RunDirectory(judged / "judged").info().facts
+    rows = RunDirectory(judged / "judged").rows("samples/base.jsonl")
     assert {row["gold"] for row in rows} == {0.0}  # the rows' column has come to the reward
     close(
         [row["proxy"] for row in rows], standalone(judge, [r["prompt"] + r["text"] for r in rows])
@@ -147,8 +146,8 @@ def test_a_mixture_of_a_stage_and_a_function(run):
         "reward": {"name": "mixture", "parts": parts, "weights": {"again": -1.0}},
         "num_rollouts": 1,
         "rollout_batch_size": 4,
-        "num_generations": 4,
-        "batch_size": 16,
+        "num_generations": 2,
+        "batch_size": 8,
         "max_completion_length": 12,
     }
     look = {"method": "evaluate", "policies": {"policy": "policy"}, "reference": "policy"}
@@ -166,6 +165,52 @@ def test_a_mixture_of_a_stage_and_a_function(run):
     close([row["proxy"] for row in rows], [row["gold"] for row in rows])
     parents = RunDirectory(output / "policy").info().parents
     assert parents["reward.parts.judge"] == parents["reward.parts.again.path"] == "judge"
+
+
+PAIRS = {"method": "preferences", "annotator": "character_share", "max_completion_length": 6}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"critic": "reward"}, "starts as the reward model"),
+        ({"ptx_coef": 0.5}, "needs demonstrations"),
+        ({"temperature": 0}, "variety"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_said_before_anything_runs(run, tmp_path, knobs, words):
+    ppo = {"method": "ppo", "reward": "character_share", **knobs}
+    with pytest.raises(TruingError, match=words):
+        run(before=PAIRS, ppo=ppo)
+    assert not (tmp_path / "before-ppo").exists()
+
+
+def failing(times, seconds=0.0):
+    """A reward that raises so often, and takes so long."""
+    calls = []
+
+    def reward(completions, **kwargs):
+        calls.append(1)
+        time.sleep(seconds)
+        if len(calls) <= times:
+            raise ConnectionError("no answer")
+        return [float(len(text)) for text in completions]
+
+    return reward
+
+
+def test_a_reward_is_asked_again_as_often_as_the_recipe_says(run):
+    stage = {"method": "rloo", "num_rollouts": 1, "rollout_batch_size": 2}
+    run(again=stage | {"reward": failing(1), "reward_retries": 1})
+    with pytest.raises(RolloutError, match="ConnectionError: no answer"):
+        run(never=stage | {"reward": failing(1), "reward_retries": 0})
+
+
+def test_a_reward_may_take_as_long_as_the_recipe_says(run):
+    stage = {"method": "rloo", "num_rollouts": 1, "rollout_batch_size": 2}
+    run(waits=stage | {"reward": failing(0, 0.3)})
+    with pytest.raises(RolloutError, match=r"no answer within 0.1 s"):
+        run(hastens=stage | {"reward": failing(0, 0.3), "reward_timeout": 0.1})
 
 
 def test_a_function_is_written_down_by_name_and_by_what_it_says(monkeypatch):

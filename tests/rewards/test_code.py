@@ -86,6 +86,15 @@ TRICKS = {
     "'\\n').encode())\n    except OSError: pass\ndef square(x): return 1",
     "files": "for name in ('result', 'verdict', 'score', 'report'):\n"
     "  open(name, 'w').write('1')\ndef square(x): return 1",
+    "forged built-ins": """
+import sys
+program = sys.modules["_jail._program"]
+own = program._definitions
+def square(x): return 0
+program._definitions = lambda module, keep: {**own(module, keep), "__builtins__": {"dict": [
+    ["abs", keep(lambda v: 0)], ["all", keep(lambda v: True)],
+    ["AssertionError", keep(Exception)], ["zip", keep(lambda *a: [])]]}}
+""",
     "hidden names": "all = lambda x: True\nabs = lambda x: 0\ndef square(x): return 1",
     "frames": "import sys\ndef square(x):\n  f = sys._getframe()\n  while f:\n"
     "    f.f_globals['x'] = f.f_locals['_'] = 9; f = f.f_back\n  return 1",
@@ -108,6 +117,12 @@ def test_a_trick_earns_nothing(name):
         "assert abs(square(5) - 25) < 1e-6",
     ]
     assert scored(TRICKS[name], tests, seconds=3) == 0.0
+
+
+def test_built_ins_cannot_be_forged_where_nothing_else_is_asked():
+    """Each of these alone: with the program's `abs` or `all` it would pass."""
+    for test in ("assert abs(square(5) - 25) < 1e-6", "assert all([square(2) == 4])"):
+        assert scored(TRICKS["forged built-ins"], [test]) == 0.0
 
 
 def test_the_program_never_holds_the_tests():
@@ -211,7 +226,16 @@ def test_a_row_without_tests_leaves_its_group(tests):
     assert scored(RIGHT, tests) == "no tests"
 
 
-@pytest.mark.parametrize("test", ["assert square(", "assert square(lambda x: x) == 9"])
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert square(",
+        "assert square(lambda x: x) == 9",
+        "import numpy\nassert numpy.allclose(square(3), 9)",  # the interpreter has none
+        "from solution import square\nassert square(3) == 9",
+        "x = " + "(" * 5000 + ")" * 5000,
+    ],
+)
 def test_a_test_that_cannot_be_judged_is_not_a_zero(test):
     assert scored(RIGHT, [*SQUARE, test]) == "tests from outside"
 
@@ -234,9 +258,46 @@ def test_the_program_is_the_last_fenced_block_or_everything():
     ]
     columns = {"tests": [SQUARE] * len(answers)}
     prompts = [""] * len(answers)
-    assert score(rewards.make("code"), prompts, answers, columns).values == [1, 1, 0, 0, 0]
+    # what is said to be Python comes before what is said to be nothing, such as its output
+    assert score(rewards.make("code"), prompts, answers, columns).values == [1, 0, 0, 0, 0]
     whole = rewards.make({"name": "code", "extract": "text"})
     assert score(whole, prompts, answers, columns).values == [0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"```bash\npip install x\n```\nThen:\n```python\n{RIGHT}```\n",
+        f"```text\nsquare\n```\n```Python\n{RIGHT}```",
+        f"```python\n{RIGHT}```\nIt prints\n```\n9\n```\nas wished.",
+        f"```python3.11 title=x\n{RIGHT}```\n```json\n{{}}\n```",
+        f"```python\n{RIGHT}```\n".replace("\n", "\r\n"),
+        f"1. So:\n\n   ```py\n{RIGHT}   ```\n",
+    ],
+)
+def test_blocks_of_other_languages_are_not_the_program(answer):
+    columns = {"tests": [SQUARE]}
+    assert score(rewards.make("code"), [""], [answer], columns).values == [1.0]
+
+
+def test_what_cannot_be_done_with_a_result_fails_and_is_no_way_out():
+    """Returning an object instead of data must not make a wrong answer unscored."""
+    sliced = ["assert square([3, 1])[:2] == [1, 3]"]
+    assert scored("def square(x): return iter(x)", sliced) == 0.0
+    own = (
+        "class Own:\n  def __init__(self, x): self.x = x\n"
+        "  def __getitem__(self, i): return self.x[i]\ndef square(x): return Own(sorted(x))"
+    )
+    assert scored(own, sliced) == 1.0
+    assert scored("def square(x): return iter(x)", ["assert (lambda: 0) in square([1])"]) == 0.0
+
+
+def test_a_program_that_hangs_is_not_waited_for_with_every_input():
+    cases = [{"input": str(n), "output": "3"} for n in range(20)]
+    begin = time.monotonic()
+    hangs = "x = input()\nif x == '1':\n  while True: pass\nprint(3)"
+    assert scored(hangs, cases, seconds=1) == pytest.approx(1 / 20)
+    assert time.monotonic() - begin < 15  # 20 times a second and more otherwise
 
 
 def test_the_order_is_kept_and_workers_share_the_time():

@@ -29,6 +29,17 @@ def ask(function, *texts, **given):
     return score_groups(rewards.make(function), groups, readable, ONCE)
 
 
+def test_columns_of_the_rows_cannot_take_the_place_of_what_is_scored():
+    """UltraFeedback's rows have a column `completions` of their own."""
+
+    def lengths(prompts, completions, gold):
+        assert prompts == ["1 + 1?"] * 2
+        return [len(text) + more for text, more in zip(completions, gold, strict=True)]
+
+    scores = ask(lengths, "a", "bcd", completions="other", prompts="others", gold=1)
+    assert scores.values == [2.0, 4.0]
+
+
 def test_a_function_gets_texts_tokens_and_columns_by_name():
     seen = {}
 

@@ -195,6 +195,21 @@ def test_a_slow_endpoint_is_given_up(answer, limit, waits):
     assert len(endpoint.requests) == 2
 
 
+def test_a_length_that_is_a_lie_is_not_read_into_memory(waits):
+    """http.client takes a chunk of -1 bytes for all that comes."""
+    sent = []
+
+    def endless(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+        for _ in range(500):
+            sent.append(handler.wfile.write(bytes(1 << 20)))
+
+    with serving(endless) as endpoint, pytest.raises(RolloutError, match="answered more than"):
+        ask(make(endpoint, response_kb=1024))
+    assert sum(sent) < 100 << 20
+    assert len(endpoint.requests) == 1
+
+
 def test_a_slow_but_steady_endpoint_is_waited_for(waits):
     def slow(handler):
         time.sleep(0.5)
@@ -281,7 +296,8 @@ def test_the_proxy_environment_is_not_trusted(monkeypatch):
     "host", ["127.0.0.1", "localhost", "[::1]", "10.1.2.3", "172.16.0.1", "192.168.1.1", "0.0.0.0",
              "169.254.169.254", "224.0.0.1", "100.64.0.1", "[fe80::1]", "[fd00::1]", "[ff02::1]",
              "[::ffff:127.0.0.1]", "[::ffff:169.254.169.254]", "[::127.0.0.1]", "[64:ff9b::7f00:1]",
-             "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "2130706433", "0x7f.1", "[::]"]
+             "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "2130706433", "0x7f.1", "[::]",
+             "[fec0::1]", "[4000::1]"]
 )  # fmt: skip
 def test_private_addresses_are_refused(host, waits, monkeypatch):
     monkeypatch.setattr(_request, "post", None)
@@ -290,7 +306,9 @@ def test_private_addresses_are_refused(host, waits, monkeypatch):
     assert waits == []
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
 def test_public_addresses_are_not(address):
     where = _address.target(f"http://[{address}]/" if ":" in address else f"http://{address}/")
     assert _address.resolve(where, allow_private=False)

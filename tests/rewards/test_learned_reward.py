@@ -127,6 +127,20 @@ def test_a_text_longer_than_the_model_can_read_is_unscored(folder):
     assert found.faults == {"too_long": 1}
 
 
+def test_a_tokenizer_may_know_a_smaller_limit_than_the_model(folder):
+    """RoBERTa's positions begin behind its padding: of 514 only 512 can be used."""
+    made = folder("gpt2", positions=16)
+    judge = LearnedReward(Model(path=str(made)))
+    texts = ["x" * n for n in (4, 7, 8)]  # and "Well: " of six bytes
+    judge.tokenizer.model_max_length = 14
+    found = score(judge, ["Well: "] * 3, texts).values
+    lengths = [len(judge.ids("Well: ", text, None)) for text in texts]
+    assert [value is None for value in found] == [length > 14 for length in lengths]
+    assert True in [14 < length <= 16 for length in lengths]
+    judge.tokenizer.model_max_length = int(1e30)  # says nothing
+    assert judge.longest == 16
+
+
 def test_a_head_with_a_bias_counts_it(folder):
     made = folder("llama", bias=True)
     bias = load_file(made / "model.safetensors")["score.bias"].item()

@@ -44,6 +44,7 @@ def judged(*answers, patience=HASTY):
         (NAN, "nan"),
         (INF, "infinite"),
         (-INF, "infinite"),
+        (-(10**400), "infinite"),
         (np.float32("nan"), "nan"),
         (torch.tensor(INF), "infinite"),
         (Unscored("too_long"), "too_long"),

@@ -53,7 +53,11 @@ STOPPED = {
     "for i in itertools.count(): open(str(i), 'wb').write(bytes(1 << 18))",
     "too many names": "import time\nfor i in range(300): open(str(i), 'w').close()",
     "files that come and go": "import os\nwhile True:\n"
-    "  for i in range(9): open(str(i), 'w').close()\n  for i in range(9): os.unlink(str(i))",
+    "  for i in range(9): open(str(i), 'w').write('x' * 99)\n"
+    "  for i in range(9): os.truncate(str(i), 0)",
+    "files that nobody sees": "import mmap, os\nkept = []\nwhile True:\n"
+    "  f = open('a', 'w+b'); f.write(bytes(1 << 22)); f.flush()\n"
+    "  kept.append(mmap.mmap(f.fileno(), 4096)); f.close(); os.unlink('a')",
     "huge output": "while True: print('x' * 1000)",
     "much output": "print('x' * 200_000)",
     "reads for ever": "import sys\nwhile True: sys.stdin.read()",

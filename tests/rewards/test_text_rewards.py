@@ -193,6 +193,21 @@ def test_a_schema_is_kept(tmp_path):
         assert partial == pytest.approx([1.0, 2 / 3])
 
 
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "number", "multipleOf": 0.5}, "1" + "0" * 400),
+        ({"$ref": "#"}, "7"),
+        ({"items": {"$ref": "#"}}, "[" * 400 + "]" * 400),
+    ],
+)
+def test_what_a_schema_cannot_be_held_against_does_not_stop_a_run(schema, text):
+    """One completion that the checker chokes on is one completion that does not keep to it."""
+    pytest.importorskip("jsonschema")
+    spec = {"name": "json_schema", "schema": schema}
+    assert scores(spec, text)[0] in (0.0, 1.0)
+
+
 def test_a_schema_is_looked_up_nowhere_else():
     pytest.importorskip("jsonschema")
     asked = []

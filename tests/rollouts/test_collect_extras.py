@@ -44,6 +44,26 @@ def test_dynamic_sampling_redraws_until_the_rollout_is_full_of_groups_that_diffe
     assert "dynamic/kept_fraction" not in plain.metrics
 
 
+def test_what_dynamic_sampling_leaves_out_is_still_part_of_the_score():
+    """A policy that solves more and more prompts must not look as if it stood still."""
+
+    @scorer
+    def solved_if_odd(completion, group):
+        return 1.0 if len(group.prompt_ids) % 2 else float(group.completions.index(completion))
+
+    made = collector(score=solved_if_odd, credit=PLAIN, dynamic_rounds=1)
+    first, second = prompts(6, 1), prompts(6, 2)
+    rollout = made.collect(first, 3, more=lambda: second)
+    groups = (
+        [*first, *second]
+        if len(rollout.groups) < 6 or any(len(p.prompt_ids) % 2 for p in first)
+        else first
+    )
+    shares = [1.0 if len(p.prompt_ids) % 2 else 0.5 for p in groups]
+    assert rollout.metrics["objective/scores"] == pytest.approx(sum(shares) / len(shares))
+    assert rollout.metrics["objective/scores"] > 0.5
+
+
 def test_dynamic_sampling_goes_on_with_fewer_and_stops_when_nothing_differs():
     few = collector(score=half_silent, credit=PLAIN, dynamic_rounds=1)
     odd = [p for p in prompts(40) if len(p.prompt_ids) % 2][:4]

@@ -25,6 +25,18 @@ def after(control, kl, completions=10):
     return control.value
 
 
+@pytest.mark.parametrize("kind", ["adaptive", "budget"])
+def test_while_only_the_critic_learns_the_price_waits(kind):
+    """Its KL of 0 is no news: a budget's ramp would run on, and the price be gone by its end."""
+    control = KLController(kind, 0.2, target=6.0, horizon=100, rollouts=4)
+    made = collector(credit=GAE(kl_coef=0.2), kl_controller=control, critic_rollouts=2)
+    given = [TokenGroup(g.prompt_ids) for g in random_groups(1, 4, 0)]
+    prices = [made.collect(given, seed).metrics["objective/kl_coef"] for seed in range(4)]
+    assert prices[:3] == pytest.approx([0.2] * 3)
+    assert prices[3] < 0.2
+    assert control.seen == 2
+
+
 def test_the_sheets_vector():
     """β = .2, target .1, KL .2, n = 10, horizon 100 -> 0.204."""
     assert after(adaptive(), 0.2) == pytest.approx(0.204, abs=1e-12)

@@ -14,7 +14,9 @@ from test_step import LORAS, built
 from truing.config import check_recipe
 from truing.pipeline.run import run_recipe
 from truing.pipeline.stages import train as stages
+from truing.rundir import RunDirectory
 from truing.training.build import build
+from truing.training.loop import measure
 
 DECAY, STEPS = 0.7, 3
 
@@ -94,6 +96,7 @@ def test_the_folder_holds_the_average(lora, tmp_path, monkeypatch):
         stage = build(method, inputs)
         masters = stage.step.masters
         kept.update(start=copies(masters), seen=[])
+        kept["measured"] = lambda: measure(stage.step, stage.heldout)["eval/loss"]
         stage.step.after_update.append(lambda taken: kept["seen"].append(copies(masters)))
         return stage
 
@@ -103,13 +106,13 @@ def test_the_folder_holds_the_average(lora, tmp_path, monkeypatch):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     stage = {
         "method": "sft", "max_steps": STEPS, "batch_size": 2, "learning_rate": 1e-2,
-        "warmup_ratio": 0.0, "ema_decay": DECAY,
+        "warmup_ratio": 0.0, "ema_decay": DECAY, "eval_rows": 2 if lora is None else 0,
     }  # fmt: skip
     raw = {
         "name": "small",
         "output": str(tmp_path / "out"),
         "model": {"path": "random:llama", "dtype": "float32", "lora": lora},
-        "data": {"path": str(data), "test_rows": 0},
+        "data": {"path": str(data), "test_path": str(data)},
         "stages": {"tuned": stage},
     }
     console = Console(file=io.StringIO(), width=200)
@@ -122,6 +125,10 @@ def test_the_folder_holds_the_average(lora, tmp_path, monkeypatch):
     saved = load_file(output / "tuned" / file)
     saved = {name.removeprefix("base_model.model."): weight for name, weight in saved.items()}
     assert saved.keys() == own.keys()
+    # the last held-out number is the average's, which is kept, not that of the last weights
+    if lora is None:
+        last = RunDirectory(output / "tuned").metrics()[-1]["eval/loss"]
+        assert last == pytest.approx(kept["measured"](), rel=1e-5)
     for name, weight in saved.items():
         torch.testing.assert_close(weight.double(), own[name], rtol=1e-5, atol=1e-6)
     assert any((expected[n] - kept["seen"][-1][n]).abs().max() > 1e-4 for n in expected)

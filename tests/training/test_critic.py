@@ -8,7 +8,6 @@ from transformers import AutoModelForSequenceClassification
 
 from small_groups import random_groups, scorer
 from truing.config import Lora, Model
-from truing.errors import UsageError
 from truing.models import loading, saving
 from truing.models.heads import new_score_head
 from truing.models.network import Network
@@ -118,7 +117,7 @@ def first(stage):
 @every_kind
 def test_values_start_as_the_reward_models_scores_of_every_state(kind, staged, reward_runs):
     """Against a plain classifier that reads each beginning of a text alone."""
-    stage = staged(kind)
+    stage = staged(kind, score_normalization="none")
     folder = reward_runs[ADAPTERS[kind] and LORA]
     judge = AutoModelForSequenceClassification.from_pretrained(folder)
     for batch in first(stage).micro_batches:
@@ -137,6 +136,29 @@ def test_values_start_as_the_reward_models_scores_of_every_state(kind, staged, r
                 score = judge.score(state).item()
             assert values_N[n].item() == pytest.approx(score, abs=1e-4)
         assert values_N.std() > 0.05  # a reward model that says something
+
+
+@every_kind
+@pytest.mark.parametrize("normalization", ["reference", "running_scale"])
+def test_it_speaks_on_the_scale_of_the_returns(kind, normalization, staged):
+    """The returns are of normalised scores: a value in the reward's own unit would be off by its
+    mean for many rollouts, which cliprange_value lets it correct by little a time."""
+
+    def far_off(groups):
+        return Scores([50 + 4 * value for value in low_bytes(groups).values])
+
+    raw = staged(kind, score=far_off, score_normalization="none")
+    stage = staged(kind, score=far_off, score_normalization=normalization)
+    plain, scaled = first(raw).micro_batches, first(stage).micro_batches
+    scale = stage.source.collector.normalize
+    assert scale.mean > 50
+    shift = 0.0 if normalization == "running_scale" else scale.mean
+    for ours, theirs in zip(plain, scaled, strict=True):
+        expected = (ours["values_N"] - shift) / scale.deviation
+        torch.testing.assert_close(theirs["values_N"], expected, rtol=1e-4, atol=1e-4)
+    again = next(work for work in stage.source)  # once: not with every rollout
+    for batch in again.micro_batches:
+        torch.testing.assert_close(stage.step.compute(batch).values_N, batch["values_N"])
 
 
 @every_kind
@@ -225,6 +247,16 @@ def test_in_the_warm_up_the_critic_learns_alone(kind, staged):
     assert stage.step.taken == 3 * per_rollout
 
 
+def test_the_schedule_is_the_policys_and_waits_for_it(staged):
+    """The critic alone learns at the peak; the policy's rate rises from 0 afterwards."""
+    stage = staged("own", critic_warmup_rollouts=1, num_rollouts=6, warmup_ratio=0.2)
+    rates = [stage.step(work.micro_batches, work.metrics)["learning_rate"] for work in stage.source]
+    assert len(rates) == 12  # two steps a rollout: ten of the policy, two of them warm-up
+    assert rates[:2] == [1e-2, 1e-2]
+    assert rates[2:5] == pytest.approx([0.0, 5e-3, 1e-2])
+    assert rates[5:] == pytest.approx([1e-2 * k / 8 for k in range(7, 0, -1)])
+
+
 def test_without_a_warm_up_both_learn_at_once(staged):
     stage = staged("own")
     policy, critic = parts(stage)
@@ -260,12 +292,6 @@ def test_the_warm_up_is_counted_in_rollouts_however_many_steps_they_give(staged)
     assert moved == [False, True]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_without_a_reward_model_it_is_refused(kind, staged):
-    with pytest.raises(UsageError, match="starts as a reward model, and this reward is none"):
-        staged(kind, reward_model=False)
-
-
 def test_the_policys_own_head_needs_none(staged):
     assert staged(None, reward_model=False).roles.policy.value_head is not None
 
@@ -274,6 +300,7 @@ def test_the_policys_own_head_needs_none(staged):
 def test_with_checkpointed_layers_the_gradients_are_the_same(kind, staged):
     plain, saving_memory = staged(kind), staged(kind, gradient_checkpointing=True)
     batches = first(plain).micro_batches
+    first(saving_memory)
     ours, theirs = (gradients(stage, batches) for stage in (plain, saving_memory))
     for name, gradient in ours.items():
         if not is_critics(name):

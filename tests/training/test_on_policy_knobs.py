@@ -86,6 +86,10 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "opponents": "test_policy_gradients_compare_with_an_opponent",
         "opponent_mixture": "test_the_opponent_is_the_reference_or_nearer_to_the_policy",
     },
+    "pipeline/test_rewards_in_a_run.py": {
+        "reward_retries": "test_a_reward_is_asked_again_as_often_as_the_recipe_says",
+        "reward_timeout": "test_a_reward_may_take_as_long_as_the_recipe_says",
+    },
     "rollouts/test_opponents.py": {
         "opponent_score": "test_the_quantile_reads_nothing_but_the_order",
     },

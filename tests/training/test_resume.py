@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from small_groups import random_groups, scorer
 from truing.config import Lora, Model
 from truing.pipeline.keeping import kept, resumed
 from truing.rundir import RunDirectory
+from truing.training.arrange import arrange
 from truing.training.build import build
 from truing.training.checkpoints import checkpoints
 from truing.training.inputs import Inputs
@@ -68,18 +70,20 @@ def low_bytes(completion, group):
 
 def made(raw, lora, samples):
     """The stage of a recipe, as it is before its first step."""
-    rows = random_groups(1, 12, 1 if raw["method"] == "sft" else 2, pairs=raw["method"] != "sft")
+    method = resolve("stage", {"learning_rate": 1e-2, **raw}, "test")
     draws = "reward" in raw
+    pairs = random_groups(1, 12, 2, pairs=True)
+    rows = [] if draws else arrange(pairs, "preference", method.objective.required, 3)
     torch.manual_seed(0)
     return build(
-        resolve("stage", {"learning_rate": 1e-2, **raw}, "test"),
+        method,
         Inputs(
             source="random:llama",
             revision=None,
             model=Model(path="random:llama", lora=lora, dtype="float32"),
             stop_id=2,
             train=random_groups(1, 10, 0) if draws else rows,
-            heldout=[] if draws else rows[:4],
+            heldout=rows[:4],
             demonstrations=random_groups(5, 7, 1),
             reward_run=None,
             shares_trunk=False,
@@ -111,10 +115,8 @@ def run(raw, lora, folder, stop_after=None):
         return measure(stage.step, stage.heldout)
 
     heldout = evaluate if stage.heldout else None
-    try:
-        train(stage.step, stage.source, directory, tick, stage.meter, keeper, progress, heldout)
-    except PowerCutError:
-        pass
+    with suppress(PowerCutError):
+        train(stage.step, stage.source, directory, tick, stage.meter, heldout, keeper, progress)
     masters = {n: p.detach().clone() for n, p in stage.step.masters.masters.items()}
     if stage.average is not None:
         masters |= {f"average {n}": p.clone() for n, p in stage.average.averages.items()}

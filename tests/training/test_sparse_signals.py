@@ -59,7 +59,7 @@ def constant(completion, group):
 
 def test_a_reward_that_is_rare_at_first_is_no_bug():
     """All advantages of the first step are 0, so all gradients may be; nothing moves."""
-    stage = on_policy("grpo", constant, num_generations=7)
+    stage = on_policy("grpo", constant, num_generations=7, batch_size=14)
     for work in stage.source:
         metrics = stage.step(work.micro_batches, work.metrics)
         # equal scores are exactly silent: a rounded mean would be a signal, and Adam would use it

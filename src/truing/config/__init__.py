@@ -12,6 +12,7 @@ from truing.config.reading import (
     check_recipe,
     explain_validation,
     read_recipe,
+    read_value,
 )
 from truing.config.sections import (
     REWARD_ROLES,
@@ -37,8 +38,8 @@ from truing.config.training import (
 __all__ = [
     "PIPELINE_METHODS",
     "RESERVED_STAGE_NAMES",
-    "WITHOUT_EFFECT",
     "REWARD_ROLES",
+    "WITHOUT_EFFECT",
     "ActorCritic",
     "BestOfN",
     "Data",
@@ -61,4 +62,5 @@ __all__ = [
     "check_recipe",
     "explain_validation",
     "read_recipe",
+    "read_value",
 ]

@@ -52,7 +52,17 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise UsageError(f"'{key}': '{parent}' has no keys below it", remedy="check the path")
-    node[last] = yaml.safe_load(value)
+    node[last] = read_value(value, override)
+
+
+def read_value(text: str, where: str) -> Any:
+    """A value from the command line, read as YAML. Raises UsageError."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(
+            f"'{text}' is no YAML value", where=where, remedy="put it into quotes: \"'...'\""
+        ) from error
 
 
 def check_recipe(raw: dict[str, Any], where: str) -> Recipe:

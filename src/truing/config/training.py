@@ -8,7 +8,6 @@ from pydantic import Field
 
 from truing.config.sections import Fraction, Positive, RewardSpec, Sampling, Stage
 
-
 WITHOUT_EFFECT = frozenset({"save_steps", "save_minutes", "save_total_limit"})
 """Knobs that change nothing about what a stage leaves behind: another value is no other stage."""
 
@@ -74,6 +73,12 @@ class Rollouts(Training, Sampling):
     """How often prompts are drawn, answered and learnt from."""
     rollout_batch_size: Positive = 64
     """Prompts in one rollout."""
+    reward_retries: Annotated[int, Field(ge=0)] = 2
+    """How often a reward over texts that raised is asked again, after 1, 2, 4, ... seconds. Larger
+    survives longer outages."""
+    reward_timeout: Annotated[float, Field(gt=0)] | None = 1800.0
+    """Seconds that a reward over texts may take for one rollout; then the run stops (null: never).
+    Smaller notices a hanging one sooner."""
 
 
 class OnPolicy(Rollouts):

@@ -199,7 +199,9 @@ def gains(summary: Summary) -> str | None:
     return _svg("gain over the reference", paint, (7.2, 1.3 + 0.42 * len(others)))
 
 
-def best_of_n(points: Sequence[Mapping[str, Any]], stage: str = "", colour: str = INK) -> str:
+def best_of_n(
+    points: Sequence[Mapping[str, Any]], stage: str = "", over: str = "", colour: str = INK
+) -> str:
     """Reward of the best of n against its distance, for every n of one pool; gold beside proxy.
 
     A point stands at the KL that the pool's ties tell; the faint line ends at the bound.
@@ -225,6 +227,8 @@ def best_of_n(points: Sequence[Mapping[str, Any]], stage: str = "", colour: str 
                     axes.annotate(str(point["n"]), (x, y), (2, -10), **place)
             axes.set(title=f"{kind.capitalize()} reward of the best of n", xlabel="KL (nats)")
             axes.set_ylabel(_SCALE[kind])
+        if over:
+            panels[0].annotate(over, (0, -0.28), xycoords="axes fraction", fontsize=7.5)
 
     return _svg(f"{stage}: the best of n", paint, (3.6 * len(kinds) + 1, 3.0))
 

@@ -183,9 +183,22 @@ def _best_of_n(summary: Summary, curves: Mapping[str, Mapping[str, Any]]) -> lis
     styles = plots.policy_styles(summary)
     colours = {p.stage: styles[p.label].colour for p in reversed(summary.policies)}
     return [
-        plots.best_of_n(found["points"], stage, colours.get(stage, plots.PALETTE[0]))
+        plots.best_of_n(
+            found["points"],
+            stage,
+            _over(found),
+            colours.get(stage, plots.PALETTE[0]),
+        )
         for stage, found in curves.items()
     ]
+
+
+def _over(found: Mapping[str, Any]) -> str:
+    """Which prompts a curve is of, where it is not all of them."""
+    left_out, kept = found["prompts_left_out"], found["prompts"]
+    if not left_out:
+        return ""
+    return f"over {kept:,} of {kept + left_out:,} prompts: the others have unscored completions"
 
 
 def _checks(summary: Summary) -> list[Check]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -92,6 +93,25 @@ def load_causal(path: str, dtype: torch.dtype, revision: str | None = None) -> P
         fused.fuse(model)
         return model
     return _load(AutoModelForCausalLM, path, dtype, revision)
+
+
+def positions(path: str, revision: str | None = None) -> int | None:
+    """Tokens of a prompt and its completion that a model has places for; None without a limit."""
+    if path.startswith(tiny.PREFIX):
+        config = tiny.random_config(path.removeprefix(tiny.PREFIX))
+    else:
+        try:
+            config = AutoConfig.from_pretrained(
+                path, revision=revision or "main", trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"its config cannot be read: {str(error).splitlines()[0]}",
+                where=path,
+                remedy="check the folder, or that the hub can be reached and the name is right",
+            ) from error
+    found: int | None = getattr(config, "max_position_embeddings", None)
+    return found
 
 
 def load_scorer(path: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -68,6 +68,8 @@ class Roles:
         """What an objective that trains `trains` reads, with gradients; `extra` are the outputs
         that it reads besides."""
         values = trains == "policy+value"
+        # what people wrote was drawn at no temperature: a loss on it is that of SFT
+        people = "demonstration_C" in batch and bool(batch["demonstration_C"].all())
         outputs: Outputs = self.policy(
             batch,
             logps=trains != "reward",
@@ -75,11 +77,21 @@ class Roles:
             scores=trains == "reward",
             steps=trains == "reward" and "step_end_S" in batch,
             collision="collision_N" in extra,
-            temperature=self.temperature,
+            temperature=1.0 if people else self.temperature,
         )
         if values and self.has_own_critic:
             return replace(outputs, values_N=self._critic_values(batch))
         return outputs
+
+    @torch.no_grad()
+    def rescale_critic(self, shift: float, deviation: float) -> None:
+        """Make a critic that was a reward model speak of (score − shift) / deviation: the scale
+        of the returns it will learn."""
+        head = self.policy.critic_head if self.critic is None else self.critic.value_head
+        assert head is not None
+        assert head.bias is not None
+        head.bias.sub_(shift).div_(deviation)
+        head.weight.div_(deviation)
 
     @property
     def networks(self) -> list[Network]:

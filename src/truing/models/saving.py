@@ -108,7 +108,8 @@ def save_head(path: Path, head: ScalarHead) -> None:
 
 def head_of(masters: Mapping[str, Tensor], name: str) -> ScalarHead:
     """The head called `name` of a network, from its masters."""
-    own = {key.removeprefix(f"{name}."): t for key, t in masters.items() if key.startswith(f"{name}.")}
+    start = f"{name}."
+    own = {key.removeprefix(start): t for key, t in masters.items() if key.startswith(start)}
     head = ScalarHead(own["weight"][0], bias="bias" in own)
     head.load_state_dict(own)
     return head

@@ -19,8 +19,8 @@ from truing.data.chat import ChatTokenizer
 from truing.data.formats import parse_rows
 from truing.data.readers import read_rows
 from truing.data.splits import split_by_prompt
-from truing.errors import UsageError, suggest
-from truing.groups import Group, TokenGroup
+from truing.errors import DataError, UsageError, suggest
+from truing.groups import Group, Prompt, TokenGroup
 from truing.models import loading
 from truing.models.network import Network
 from truing.rewards.base import Reward
@@ -46,6 +46,8 @@ class Context:
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     """Data name -> reason -> rows left out."""
     _groups: dict[str, dict[Split, list[Group]]] = field(default_factory=dict)
+    _lengths: dict[Prompt, int] = field(default_factory=dict)
+    """Tokens of every prompt that was read."""
     _through_text: set[str] = field(default_factory=set)
     """Reward models of which the user was told so."""
 
@@ -61,6 +63,11 @@ class Context:
     @cached_property
     def tokenizer(self) -> ChatTokenizer:
         return ChatTokenizer(loading.load_tokenizer(self.model_path, self.recipe.model.revision))
+
+    @cached_property
+    def positions(self) -> int | None:
+        """Tokens that the model has places for; None without a limit."""
+        return loading.positions(self.model_path, self.recipe.model.revision)
 
     @cached_property
     def device(self) -> torch.device:
@@ -147,9 +154,14 @@ class Context:
 
     def _parsed(self, path: str, name: str, columns: Mapping[str, str]) -> list[Group]:
         data = self.recipe.data
+        most = min(data.max_length, self.positions or data.max_length)
         rows = read_rows(path, split=data.split, max_rows=data.max_rows if name == "data" else None)
         parsed = parse_rows(rows, columns=columns, bad_rows=data.bad_rows)
-        fitted = self.tokenizer.fit(parsed.groups, data.max_length, bad_rows=data.bad_rows)
+        fitted = self.tokenizer.fit(parsed.groups, most, bad_rows=data.bad_rows)
+        self._lengths |= {
+            group.prompt: len(tokens.prompt_ids)
+            for group, tokens in zip(fitted.groups, fitted.tokens, strict=True)
+        }
         for drop in [*parsed.dropped, *fitted.dropped]:
             reasons = self.dropped.setdefault(name, {})
             reasons[drop.reason] = reasons.get(drop.reason, 0) + 1
@@ -159,8 +171,11 @@ class Context:
         """Token ids of groups that were found to fit."""
         return [self.tokenizer.encode(group) for group in groups]
 
-    def prompts(self, name: str, split: Split, limit: int | None = None) -> list[Group]:
-        """The prompts of groups, each once, without their completions."""
+    def prompts(
+        self, name: str, split: Split, limit: int | None = None, room: int = 0
+    ) -> list[Group]:
+        """The prompts of groups, each once, without their completions. Raises UsageError if there
+        are none, DataError if the model has no places for `room` tokens after one of them."""
         seen: dict[Any, Group] = {}
         for group in self.groups(name, split):
             seen.setdefault(group.prompt, group.bare())
@@ -171,6 +186,17 @@ class Context:
                 where=self.where,
                 remedy="set data.test_rows or data.test_path",
             )
+        if self.positions is not None:
+            for prompt in prompts:
+                longest = self._lengths.get(prompt.prompt, 0) + room
+                if longest > self.positions:
+                    raise DataError(
+                        f"its {longest - room:,} tokens and {room:,} of a completion are more than "
+                        f"the {self.positions:,} that the model has places for",
+                        where=prompt.where,
+                        remedy="lower max_completion_length, or data.max_length and set "
+                        "data.bad_rows to drop",
+                    )
         return prompts
 
     def readable(self, ids: Sequence[int]) -> str:

@@ -63,7 +63,7 @@ def resumed(
     facts: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> Path | None:
-    """Put the newest whole checkpoint into a stage that was built anew. Returns it, if there is one.
+    """Put the newest whole checkpoint, if there is one, into a stage that was built anew.
 
     Raises CheckpointError if there are checkpoints and none can be used.
     """

@@ -108,6 +108,9 @@ def verdicts(
         gain, of = (row.gold_gain, "gold") if row.gold_gain else (row.proxy_gain, "proxy")
         if gain is None:
             continue
+        if gain.n < 2:  # one prompt has no interval
+            said.append(f"{row.label} was measured on one prompt, which says nothing.")
+            continue
         change = f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
         if gain.low > 0:
             said.append(f"{row.label} raised the {of} reward over {reference}: {change}.")

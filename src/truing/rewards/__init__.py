@@ -82,7 +82,12 @@ def _from_thing(thing: Any, fields: Mapping[str, Any], inner: Callable[[Any], Re
 def _instance(kind: type[Any], fields: Mapping[str, Any], inner: Callable[[Any], Reward]) -> Reward:
     """A reward of this class; `inner` makes the rewards it is made of."""
     if not hasattr(kind, "__pydantic_validator__"):  # anyone's own class
-        made: Reward = kind(**fields)
+        try:
+            made: Reward = kind(**fields)
+        except TypeError as error:
+            raise UsageError(
+                f"{kind.__name__}: {error}", remedy="correct the reward's fields"
+            ) from error
         return made
     try:
         checked: Reward = TypeAdapter(kind).validate_python(dict(fields), context={"make": inner})

@@ -58,8 +58,10 @@ def is_public(address: Address) -> bool:
             carried.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if not all(is_public(inner) for inner in carried if inner is not None):
             return False
-        if address.ipv4_mapped is not None:
+        if address.ipv4_mapped is not None or any(address in n for n in CARRY_IPV4):
             return True
+        if address.is_site_local or address.is_reserved:
+            return False
     return address.is_global and not address.is_multicast
 
 

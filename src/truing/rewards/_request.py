@@ -17,6 +17,8 @@ from typing import Any
 from truing.rewards._address import Target
 
 PIECE = 1 << 16
+HEAD_BYTES = 1 << 20
+"""What status, headers and the lengths of pieces may take beside the body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class _Pinned(http.client.HTTPConnection):
         if self.secure:
             self.default_port = http.client.HTTPS_PORT
         self.addresses, self.limits = addresses, limits
+        self.most = limits.response_bytes + HEAD_BYTES
         self.deadline = time.monotonic() + limits.total
         self.timed: _Timed | None = None
 
@@ -96,7 +99,9 @@ class _Pinned(http.client.HTTPConnection):
                 if index + 1 == len(self.addresses):
                     raise
             else:
-                self.sock = self.timed = _Timed(open_socket, self.limits.read, self.deadline)
+                self.sock = self.timed = _Timed(
+                    open_socket, self.limits.read, self.deadline, self.most
+                )
                 return
 
     def hang_up(self) -> None:
@@ -109,10 +114,12 @@ class _Pinned(http.client.HTTPConnection):
 
 
 class _Timed:
-    """What http.client wants of a socket; every read and write ends before the deadline."""
+    """What http.client wants of a socket; every read and write ends before the deadline, and no
+    more than `most` bytes come in, whatever lengths the answer claims for its pieces."""
 
-    def __init__(self, inner: socket.socket, seconds: float, deadline: float) -> None:
+    def __init__(self, inner: socket.socket, seconds: float, deadline: float, most: int) -> None:
         self.inner, self.seconds, self.deadline = inner, seconds, deadline
+        self.left = most
 
     def sendall(self, data: bytes) -> None:
         self.inner.settimeout(_within(float("inf"), self.deadline))
@@ -134,7 +141,11 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         self.timed.inner.settimeout(_within(self.timed.seconds, self.timed.deadline))
-        return self.timed.inner.recv_into(buffer)
+        count = self.timed.inner.recv_into(buffer)
+        self.timed.left -= count
+        if self.timed.left < 0:
+            raise TooLargeError
+        return count
 
 
 def _within(seconds: float, deadline: float) -> float:

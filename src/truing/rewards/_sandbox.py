@@ -29,6 +29,8 @@ BOOTSTRAP = (
 )
 MOST_FILES = 256
 """More files than this in a program's folder end it."""
+MOST_HIDDEN = 16
+"""So many files may be gone from the folder and still be mapped; the program ends with more."""
 START_SECONDS = 60.0
 """A loaded machine may take this long to start an interpreter; that is not the program's time."""
 GLANCE_SECONDS = 0.05
@@ -47,10 +49,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a script printed, and whether it came to its end by itself with exit status 0."""
+    """What a script printed."""
 
     text: bytes
     finished: bool
+    """Whether it came to its end by itself with exit status 0."""
+    within_limits: bool
+    """Whether it did so in its time and with no more output and files than it may."""
 
 
 def run_script(program: str, stdin: str, limits: Limits, interpreter: str = "") -> Output:
@@ -63,11 +68,11 @@ def run_script(program: str, stdin: str, limits: Limits, interpreter: str = "") 
             report,
         ):
             assert process.stdout is not None
-            watched = _Watch([report], [process.stdout], folder, limits)
+            watched = _Watch(process.pid, [report], [process.stdout], folder, limits)
             in_time = watched.until_closed(process)
         said, text = watched.seen
         _check(said)
-        return Output(text, in_time and process.returncode == 0)
+        return Output(text, in_time and process.returncode == 0, in_time)
 
 
 def run_tests(program: str, tests: Sequence[str], limits: Limits, interpreter: str = "") -> str:
@@ -92,7 +97,7 @@ def run_tests(program: str, tests: Sequence[str], limits: Limits, interpreter: s
         )  # fmt: skip
         requests.close()
         answers.close()
-        watched = _Watch([one[1], two[1]], [], folder, limits)
+        watched = _Watch(one[0].pid, [one[1], two[1]], [], folder, limits)
         watched.until_closed(two[0])
     _check(watched.seen[0])
     _check(watched.seen[1])
@@ -115,7 +120,7 @@ def require(interpreter: str = "") -> None:
     with tempfile.TemporaryDirectory(prefix="truing-code-") as folder:
         with _started(job, str(outside).encode(), limits, interpreter, folder) as (process, report):
             assert process.stdout is not None
-            watched = _Watch([report], [process.stdout], folder, limits)
+            watched = _Watch(process.pid, [report], [process.stdout], folder, limits)
             watched.until_closed(process)
         _check(watched.seen[0])
         found = watched.seen[1].decode("utf-8", "replace")
@@ -224,17 +229,29 @@ def _started(
                 process.stdout.close()
 
 
+def _hides(pid: int) -> bool:
+    """Whether a program keeps files on the disk that no look into its folder shows: each descriptor
+    may hold one, of which it has few, and each mapping, of which it could have a million."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:  # it has ended
+        return False
+    return maps.count(b"(deleted)") > MOST_HIDDEN
+
+
 class _Watch:
     """Reads what processes say, and stops when it is too late or too much."""
 
     def __init__(
         self,
+        program: int,
         reports: Sequence[IO[bytes]],
         outputs: Sequence[IO[bytes]],
         folder: str,
         limits: Limits,
     ) -> None:
-        self.streams, self.folder, self.limits = [*reports, *outputs], folder, limits
+        self.program, self.folder, self.limits = program, folder, limits
+        self.streams = [*reports, *outputs]
         self.parts = [bytearray() for _ in self.streams]
         self.starting = self.parts[: len(reports)]
         self.deadline = time.monotonic() + START_SECONDS
@@ -250,7 +267,7 @@ class _Watch:
             for stream, part in zip(self.streams, self.parts, strict=True):
                 selector.register(stream, selectors.EVENT_READ, part)
             while selector.get_map() or process.poll() is None:
-                if self._left() <= 0 or self._is_too_much():
+                if self._left() <= 0 or self._is_too_much() or _hides(self.program):
                     return False
                 pause = GLANCE_SECONDS if selector.get_map() else GLANCE_SECONDS / 10
                 for key, _ in selector.select(min(self._left(), pause)):

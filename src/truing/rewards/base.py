@@ -135,6 +135,11 @@ def score(
     return scores
 
 
+def checked_scores(label: str, answer: Any) -> Scores:
+    """Numbers of a network of ours as scores, NaN and Inf as no score. Raises RolloutError."""
+    return Scores.of(*_checked(label, answer, len(answer)))
+
+
 def column(columns: Mapping[str, Sequence[Any]], name: str, label: str) -> Sequence[Any]:
     """A column that a reward cannot do without. Raises DataError."""
     if name not in columns:
@@ -234,7 +239,10 @@ def _number(given: Any) -> tuple[float | None, str | None]:
     value = given.item() if getattr(given, "ndim", None) == 0 else given  # numpy and torch
     if not isinstance(value, Real):
         return None, None
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more digits than a float has room for
+        return None, "infinite"
     if math.isnan(number):
         return None, "nan"
     return (None, "infinite") if math.isinf(number) else (number, None)

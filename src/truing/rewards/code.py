@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from truing.rewards._parallel import in_threads
 from truing.rewards._sandbox import Limits, run_script, run_tests
 from truing.rewards.base import Reward, Unscored, column
 
-BLOCK = re.compile(r"^```(?:python3?|py)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^[ ]{0,3}```+([^`\n]*)\n(.*?)^[ ]{0,3}```+[ \t\r]*$", re.DOTALL | re.MULTILINE)
+"""A fenced block: what it is said to be, and what is in it. One after another from the start of the
+text, so that the end of one is not taken for the beginning of the next."""
+PYTHON = re.compile(r"(py|python)[\d.]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -34,12 +37,14 @@ class Code(Reward):
     Python (assert lines over the functions that the program defines) or {input: ..., output: ...},
     what the program reads and prints (blanks at line ends and empty last lines do not count)."""
     extract: Literal["block", "text"] = "block"
-    """Where the program is: `block` the last fenced block (none: score 0), `text` everything."""
+    """Where the program is: `block` the last fenced block that is said to be Python, or else the
+    last that says nothing (none: score 0); `text` everything."""
     score: Literal["share", "all"] = "share"
     """`share` of the tests passed; `all`: 1 if every one passed, else 0."""
     seconds: Annotated[float, Field(gt=0, le=600)] = 5.0
-    """Wall-clock time for all assert tests of a program together, and for each {input, output}.
-    Smaller stops slow programs, which then fail what they have not passed yet."""
+    """Wall-clock time for all assert tests of a program together, and for each {input, output}, the
+    first of which that takes longer is the last. Smaller stops slow programs, which then fail what
+    they have not passed yet."""
     memory_mb: Annotated[int, Field(ge=64)] = 512
     """Address space of a process. Smaller fails programs that need more."""
     output_kb: Annotated[int, Field(ge=1)] = 256
@@ -55,8 +60,7 @@ class Code(Reward):
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Any
     ) -> list[float | Unscored]:
         rows = column(columns, self.column, self.label)
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self._score, completions, rows))
+        return in_threads(self._score, zip(completions, rows, strict=True), self.workers)
 
     def _score(self, completion: str, tests: Any) -> float | Unscored:
         listed = [tests] if isinstance(tests, str) else tests
@@ -74,8 +78,15 @@ class Code(Reward):
     def _program(self, completion: str) -> str | None:
         if self.extract == "text":
             return completion
-        blocks: list[str] = BLOCK.findall(completion)
-        return blocks[-1] if blocks else None
+        named: list[str] = []
+        unnamed: list[str] = []
+        for said, text in BLOCK.findall(completion.replace("\r\n", "\n")):
+            words = said.split()
+            if not words:
+                unnamed.append(text)
+            elif PYTHON.fullmatch(words[0]):
+                named.append(text)
+        return next(reversed(named or unnamed), None)
 
     def _verdicts(self, program: str, tests: Sequence[Any]) -> str:
         limits = Limits(
@@ -90,7 +101,9 @@ class Code(Reward):
                     case["output"].encode("utf-8", "surrogatepass")
                 )
                 verdicts += "1" if same else "0"
-        return verdicts
+                if not output.within_limits:
+                    break  # it hangs or floods: with the other inputs it would, too
+        return verdicts.ljust(len(tests), "0")
 
 
 def _is_test(test: Any) -> bool:

@@ -98,4 +98,7 @@ class JsonSchema(Reward):
         from referencing import Registry
 
         # an empty registry: the default one would fetch references from anywhere
-        return bool(kind(self.schema, registry=Registry()).is_valid(value))
+        try:
+            return bool(kind(self.schema, registry=Registry()).is_valid(value))
+        except (OverflowError, RecursionError):  # 1e999, or nested a thousand deep: no such thing
+            return False

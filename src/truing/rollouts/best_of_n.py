@@ -13,26 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from truing.errors import RolloutError
 from truing.exact import best_of_n_estimates, best_of_n_kl_estimates
 
 Numbers = Sequence[float | None]
 """Scores of one prompt's completions; None where a completion could not be scored."""
 
 
-def best(scores: Numbers) -> int:
+def best(scores: Numbers) -> int | None:
     """Index of the best score; the first of equals, so that the result does not depend on luck.
 
-    A completion without a score is never the best. Raises RolloutError where none has one.
+    A completion without a score is never the best; None where none has one.
     """
     scored = [(i, score) for i, score in enumerate(scores) if score is not None]
-    if not scored:
-        raise RolloutError(
-            f"none of the {len(scores)} completions of a prompt could be scored",
-            where="best of n",
-            remedy="leave the prompt out, or use a reward that can judge its completions",
-        )
-    return max(scored, key=lambda found: found[1])[0]
+    return max(scored, key=lambda found: found[1])[0] if scored else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +46,15 @@ class Curve:
         return range(1, self.proxy_PK.shape[1] + 1)
 
 
-def curve(proxy: Sequence[Numbers], gold: Sequence[Numbers] | None = None) -> Curve:
+def curve(proxy: Sequence[Numbers], gold: Sequence[Numbers] | None = None) -> Curve | None:
     """The reward-KL curve of Best-of-N from one pool of N scored completions a prompt.
 
         R̂_n = Σ_{k=n..N} C(k−1, n−1)/C(N, n) · score of the k-th lowest by proxy
 
     Unbiased for every n ≤ N, which the mean over disjoint parts of the pool is too, but with more
     variance, and the best of n drawn from the pool again is not. A prompt is in the curve for
-    every n or for none, so that its shape is not one of the prompts. Raises RolloutError where no
-    prompt has all its scores. Source: algorithm sheet, O40; see `truing.exact`.
+    every n or for none, so that its shape is not one of the prompts. None where no prompt has all
+    its scores. Source: algorithm sheet, O40; see `truing.exact`.
     """
     golds = proxy if gold is None else gold
     pools = [
@@ -70,11 +63,7 @@ def curve(proxy: Sequence[Numbers], gold: Sequence[Numbers] | None = None) -> Cu
         if None not in ours and None not in theirs
     ]
     if not pools:
-        raise RolloutError(
-            "no prompt has a score for each of its completions",
-            where="best of n",
-            remedy="see rewards/unscored: why completions could not be scored",
-        )
+        return None
     sizes = range(1, len(pools[0][0]) + 1)
     return Curve(
         proxy_PK=torch.stack([best_of_n_estimates(r_N, r_N, sizes) for r_N, _ in pools]),

@@ -28,6 +28,8 @@ from truing.rollouts.credit.base import Credit, Credited
 from truing.rollouts.kl_control import KLController
 from truing.rollouts.normalize import ScoreNormalizer
 
+CONTROL = ("value", "seen", "error")
+"""What a KL controller learns from rollouts."""
 Scorer = Callable[[Sequence[TokenGroup]], Scores]
 """Groups -> a score, or why there is none, for each of their completions in order."""
 
@@ -69,6 +71,10 @@ class Collector:
     importance_cap: float = 3.0
     collected: int = 0
     """Rollouts so far."""
+    critic_rollouts: int = 0
+    """So many of the first ones teach the critic alone."""
+    fit_critic: Callable[[float, float], None] | None = None
+    """Told once, when the scale of the scores is known: its mean and its deviation."""
     demonstrations: Supply[TokenGroup] | None = None
     """Demonstrations to stand beside each minibatch, for objectives that mix them in."""
 
@@ -84,6 +90,8 @@ class Collector:
         """
         groups, facts = self._scored_groups(prompts, seed, more)
         self.collected += 1
+        if self.collected == 1 and self.fit_critic is not None:
+            self.fit_critic(self.normalize.shift, self.normalize.deviation)
         if not groups:  # every prompt is solved, or hopeless: nothing to learn, nothing to lose
             return Rollout([], combine([facts]), [])
         parts = self._minibatches(groups, seed)
@@ -92,13 +100,11 @@ class Collector:
             flat = [b.with_columns(**{name: self.normalize.apply(b[name])}) for b in flat]
         credited, metrics = self._credited(flat)
         credited, measured = self._corrected(credited)
-        metrics |= measured | _mismatch(flat)
-        # what a person reads is the reward's own number, not the normalised one
-        metrics["objective/scores"] = mean_of(_raw_scores(groups))
+        metrics |= measured | _mismatch(flat) | facts
         remaining = map(self._as_trained, flat, credited)
         minibatches = [[b for _ in part if (b := next(remaining)).size_C] for part in parts]
         filled = [self._beside(part) for part in minibatches if part]
-        return Rollout(filled, combine([metrics, facts]), groups)
+        return Rollout(filled, combine([metrics]), groups)
 
     def state(self) -> dict[str, Any]:
         """What changes from rollout to rollout, as JSON."""
@@ -106,7 +112,7 @@ class Collector:
         return {
             "collected": self.collected,
             "normalize": asdict(self.normalize),
-            "kl_controller": None if control is None else asdict(control),
+            "kl_controller": {} if control is None else {n: getattr(control, n) for n in CONTROL},
             "demonstrations": None if self.demonstrations is None else self.demonstrations.drawn,
         }
 
@@ -114,8 +120,8 @@ class Collector:
         """Go on from a `state`."""
         self.collected = saved["collected"]
         self.normalize = ScoreNormalizer(**saved["normalize"])
-        if self.kl_controller is not None:
-            self.kl_controller = KLController(**saved["kl_controller"])
+        for name, value in saved["kl_controller"].items():
+            setattr(self.kl_controller, name, value)
         if self.demonstrations is not None:
             self.demonstrations.skip_to(saved["demonstrations"])
 
@@ -132,7 +138,7 @@ class Collector:
         said: list[Scores] = []
         groups = self._scored(self.draw(prompts, seed), said)
         if not self.dynamic_rounds or more is None:
-            return groups, reward_metrics(said)
+            return groups, self._said(said)
         drawn, kept = len(groups), [g for g in groups if _differs(g)]
         for extra in range(1, self.dynamic_rounds + 1):
             if len(kept) >= len(prompts):
@@ -147,8 +153,13 @@ class Collector:
                 remedy="raise temperature or num_generations, or give prompts of other difficulty",
             )
         kept_fraction = Metric(torch.tensor(float(len(kept))), float(drawn))
-        found = reward_metrics(said) | {"dynamic/kept_fraction": kept_fraction}
-        return kept[: len(prompts)], found
+        return kept[: len(prompts)], self._said(said) | {"dynamic/kept_fraction": kept_fraction}
+
+    def _said(self, said: Sequence[Scores]) -> dict[str, Metric]:
+        """The reward's own numbers, which people read, of all that was drawn: not normalised, and
+        of what dynamic sampling leaves out, too."""
+        values = [value for scores in said for value in scores.values if value is not None]
+        return reward_metrics(said) | {"objective/scores": mean_of(torch.tensor(values))}
 
     def _scored(self, groups: list[TokenGroup], said: list[Scores]) -> list[TokenGroup]:
         """The groups with the reward's own scores, and the greedy baseline if it is wanted.
@@ -223,7 +234,8 @@ class Collector:
         credited, metrics = self.credit.with_kl_coef(control.value)(flat)
         metrics["objective/kl_coef"] = Metric(torch.tensor(control.value), 1.0)
         kl = metrics["objective/kl"]
-        control.update(float(kl.total) / kl.weight, round(kl.weight))
+        if self.collected > self.critic_rollouts:
+            control.update(float(kl.total) / kl.weight, round(kl.weight))
         return credited, metrics
 
     def _corrected(self, batches: list[Batch]) -> Credited:

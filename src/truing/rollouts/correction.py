@@ -4,7 +4,7 @@
 
 The advantage of what was drawn is multiplied by w, bounded: then the gradient is, up to the bound,
 that of the trainer's own policy. Our own sampler agrees to rounding and needs none of this; engines
-with other kernels, quantised weights or top-k do not.
+with other kernels or quantised weights do not.
 
 Sources: truncation, Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
 Training" (TIS); masking outside [1/C, C], IcePop (Ling team 2025). Implementations: TRL's

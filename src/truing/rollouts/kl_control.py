@@ -29,6 +29,7 @@ class KLController:
         budget    e = (KL − target · min(1, i / 0.8 I)) / target           rollout i of I
                   log β ← log β + 3 (e − e_before) + e           by at most 1
 
+    While only a critic learns nothing drifts, and β waits.
     adaptive: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. budget is ours: a
     proportional-integral controller on the logarithm, which follows a ramp up to the target, so
     that a policy that starts at KL 0 is not driven beyond it. Raises nothing.

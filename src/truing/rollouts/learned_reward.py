@@ -26,6 +26,8 @@ from truing.models import loading
 from truing.rewards.base import Reward, Unscored
 from truing.rewards.model import Model
 
+NO_LIMIT = 1 << 30
+"""A tokenizer that knows no limit says a larger one."""
 PROBE = "What is 1 + 23?\n  Café: ½ "
 """A text that tokenizers cut differently."""
 
@@ -73,8 +75,10 @@ class LearnedReward(Reward):
     @property
     def longest(self) -> int | None:
         """Tokens the model can read; None if it does not say."""
-        found: int | None = getattr(self.network.config, "max_position_embeddings", None)
-        return found
+        positions: int | None = getattr(self.network.config, "max_position_embeddings", None)
+        # RoBERTa and its kin lose two positions to padding, and only their tokenizer says so
+        found = min(positions or NO_LIMIT, self.tokenizer.model_max_length)
+        return found if found < NO_LIMIT else None
 
     def ids(self, prompt: str, completion: str, talk: list[dict[str, str]] | None) -> list[int]:
         """What the model reads of a prompt and its completion. Raises ModelError.

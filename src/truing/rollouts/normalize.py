@@ -61,9 +61,11 @@ class ScoreNormalizer:
         self.mean += gap * fresh / total
         self.count = total
 
+    @property
+    def shift(self) -> float:
+        """What is subtracted from a score."""
+        return 0.0 if self.kind in ("running_scale", "none") else self.mean
+
     def apply(self, score_C: Tensor) -> Tensor:
         """Scores of this reward on the scale, in any shape."""
-        if self.kind == "none":
-            return score_C
-        shift = 0.0 if self.kind == "running_scale" else self.mean
-        return (score_C - shift) / self.deviation
+        return score_C if self.kind == "none" else (score_C - self.shift) / self.deviation

@@ -36,11 +36,16 @@ def score_groups(
                 "prompt_messages": messages,
                 "group": number,
             }
-            own = {} if origin is None else dict(origin.columns)
+            own = {} if origin is None else _own(origin)
             columns.append(own | {name: drawn[name] for name in reward.wants})
     names: list[str] = sorted({name for given in columns for name in given})
     by_name = {name: [c.get(name) for c in columns] for name in names}
     return score(reward, prompts, texts, by_name, patience)
+
+
+def _own(origin: Group) -> dict[str, Any]:
+    """The row's columns, less those that would hide what every reward is called with."""
+    return {name: v for name, v in origin.columns.items() if name not in ("prompts", "completions")}
 
 
 def scores_by_group(scores: Scores, groups: Sequence[TokenGroup]) -> list[list[float | None]]:

@@ -55,6 +55,16 @@ def check_rows(groups: Sequence[Group], needs: frozenset[str], stage: str, where
         _check_imitated(groups, where)
 
 
+def check_demonstrations(groups: Sequence[Group], stage: str, where: str) -> None:
+    """Raises DataError unless the rows have answers to learn from beside the policy's own."""
+    if groups[0].type not in WAYS[DEMONSTRATIONS]:
+        raise DataError(
+            f"stage {stage}: ptx_coef needs demonstrations, and these rows are prompts only",
+            where=where,
+            remedy="give rows with completions, or set ptx_coef to 0",
+        )
+
+
 def check_kind(groups: Sequence[Group], needs: frozenset[str], stage: str, where: str) -> None:
     """Raises DataError unless rows of this type can be arranged for these needs."""
     ways = WAYS[_wanted(needs)]

@@ -118,14 +118,16 @@ def _step(
             return False
         return source.rollout < training.critic_warmup_rollouts
 
+    steps = source.total_steps
+    if isinstance(training, config.ActorCritic) and isinstance(source, OnPolicy):
+        steps -= training.critic_warmup_rollouts * source.steps_per_rollout
+
     return Step(
         objective=objective,
         compute=compute,
         masters=masters,
         optimizer=optimizer,
-        schedule=make_schedule(
-            optimizer, training.lr_scheduler_type, source.total_steps, training.warmup_ratio
-        ),
+        schedule=make_schedule(optimizer, training.lr_scheduler_type, steps, training.warmup_ratio),
         max_grad_norm=training.max_grad_norm,
         before_first_update=before_first_update,
         critic_names=frozenset(n for n in masters.masters if is_of_critic(n)),
@@ -216,5 +218,5 @@ def _source(
     )
     if collector.kl_controller is not None:  # max_steps may end the run before all rollouts
         rollouts = -(-source.total_steps // source.steps_per_rollout)
-        collector.kl_controller.rollouts = rollouts
+        collector.kl_controller.rollouts = max(1, rollouts - collector.critic_rollouts)
     return source

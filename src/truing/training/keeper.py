@@ -24,11 +24,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Keeper:
     """Saves between steps, in a thread: a step waits for the copy in memory, not for the disk."""
 
-    place: Callable[[], State]
+    place: Callable[[], State] = State
     """Where the source is. Costs nothing: it refers to what it does not copy."""
-    capture: Callable[[State], State]
+    capture: Callable[[State], State] = lambda place: place
     """The whole state, given the source's place, in tensors of its own."""
-    save: Callable[[int, State], None]
+    save: Callable[[int, State], None] = lambda taken, state: None
     """Writes the state after so many steps to disk."""
     every_steps: int | None = None
     every_seconds: float | None = None

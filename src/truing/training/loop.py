@@ -35,16 +35,18 @@ def train(
     run: RunDirectory,
     tick: Tick,
     meter: Meter,
-    keeper: Keeper,
-    progress: Progress,
     evaluate: Evaluate | None = None,
-) -> None:
+    keeper: Keeper | None = None,
+    progress: Progress | None = None,
+) -> Progress:
     """Take every step that the source has left; append its metrics; keep what is to be kept.
 
     With `evaluate`, held-out numbers are measured before the first step, halfway and at the end.
-    `meter` is started anew, and stopped at the end. `progress` is moved on.
+    `meter` is started anew, and stopped at the end. Without a keeper nothing is kept. Returns
+    `progress`, moved on.
     Raises RolloutError when no rollout left anything to learn from.
     """
+    keeper, progress = keeper or Keeper(), progress or Progress()
     total, earlier = source.total_steps, progress.seconds
     meter.restart()
     started = time.perf_counter()
@@ -73,9 +75,12 @@ def train(
     meter.lap(time.perf_counter() - started)
     if not step.taken:
         raise RolloutError(
-            "no step was taken: no rollout left a completion to learn from",
-            remedy="raise max_completion_length, or turn off overlong_filter",
+            "no step was taken: no rollout left anything to learn from",
+            remedy="where completions are cut, raise max_completion_length or turn off "
+            "overlong_filter; where scores are equal, raise temperature or num_generations, or "
+            "ask less (min_gap, threshold)",
         )
+    return progress
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from truing.rollouts import credit, curation
 from truing.rollouts.credit.base import Credit
 from truing.rollouts.curation.base import Curation
 from truing.training.arrange import kinds_for
+from truing.training.together import Together
 
 NO_DRIFT = {"objective/kl": (0.0, 1e-6)}
 """What must hold of the first rollout: nothing has moved yet."""
@@ -104,37 +105,11 @@ def resolve(name: str, raw: Mapping[str, Any], where: str) -> Method:
     keys |= shared
     objective = _instance(objective_class, keys, where, prefix)
     rule = None if rule_class is None else _instance(rule_class, keys, where, prefix)
+    together = Together(keys, training, objective, rule, where, prefix)
+    together.check(own_keys=raw)
     if isinstance(rule, Curation):
-        assert isinstance(training, config.Online)
-        _check_online(training, objective, rule, where, prefix)
         return Method(training, objective, None, rule)
-    _check_kl_control(training, rule, where, prefix)
-    _check_limits(training, objective, where, prefix)
-    method = Method(training, objective, rule)
-    if method.caches_reference:
-        _check_cached(objective, where, prefix)
-    return method
-
-
-def _check_limits(training: config.Training, objective: Objective, where: str, prefix: str) -> None:
-    """A limit needs what it is a limit of, and a warm-up something after it."""
-    if not isinstance(training, config.OnPolicy):
-        return
-    if training.approxkl_limit is not None and "val/ratio" not in objective.step_zero:
-        raise UsageError(
-            f"'{prefix}.approxkl_limit': this method has no ratio to the policy that sampled",
-            where=where,
-            remedy="leave it out, or use a method with one (ppo, grpo, rloo, ...)",
-        )
-    if not isinstance(training, config.ActorCritic):
-        return
-    if training.critic_warmup_rollouts >= training.num_rollouts:
-        raise UsageError(
-            f"'{prefix}.critic_warmup_rollouts': {training.critic_warmup_rollouts} of "
-            f"{training.num_rollouts} rollouts leave none for the policy",
-            where=where,
-            remedy="lower it, or raise num_rollouts",
-        )
+    return Method(training, objective, rule)
 
 
 def _rule(
@@ -177,30 +152,6 @@ def _rule(
     return found
 
 
-def _check_online(
-    training: config.Online, objective: Objective, rule: Curation, where: str, prefix: str
-) -> None:
-    """There is enough to choose from, and a reference to renew where that is asked for."""
-    if training.num_generations < rule.fewest:
-        raise UsageError(
-            f"'{prefix}.num_generations': {training.num_generations}, and one completion cannot be "
-            "compared with another",
-            where=where,
-            remedy=f"set it to {rule.fewest} or more",
-        )
-    if training.sync_reference_rollouts is None:
-        return
-    if "reference_logps_N" not in objective.required:
-        why = "this method reads no reference"
-    elif objective.moves_reference:
-        why = "this method moves its reference itself, every sync_steps steps"
-    else:
-        return
-    raise UsageError(
-        f"'{prefix}.sync_reference_rollouts': {why}", where=where, remedy="leave it out"
-    )
-
-
 def _schema(
     objective: type[Objective], rule: type[Credit] | type[Curation] | None
 ) -> type[config.Training]:
@@ -210,39 +161,6 @@ def _schema(
     if objective.credit is None:
         return config.Offline
     return config.ActorCritic if objective.trains == "policy+value" else config.OnPolicy
-
-
-def _check_kl_control(training: config.Training, rule: Any, where: str, prefix: str) -> None:
-    """A controller multiplies β and compares with a target: it needs both."""
-    if not isinstance(training, config.OnPolicy) or training.kl_control == "fixed":
-        return
-    if training.kl_target is None:
-        raise UsageError(
-            f"'{prefix}.kl_control': {training.kl_control} needs kl_target",
-            where=where,
-            remedy="say how many nats a completion may drift, for example kl_target: 6",
-        )
-    if not rule.kl_coef:
-        raise UsageError(
-            f"'{prefix}.kl_coef': {training.kl_control} multiplies it, and it is 0",
-            where=where,
-            remedy="start from a small one, for example 0.05",
-        )
-
-
-def _check_cached(objective: Objective, where: str, prefix: str) -> None:
-    """Only a reference that there is, and that stands still, can be computed beforehand."""
-    if "reference_logps_N" not in objective.required:
-        why = "this method reads no reference"
-    elif objective.moves_reference:
-        why = "this method moves its reference"
-    else:
-        return
-    raise UsageError(
-        f"'{prefix}.reference_logps': cached, but {why}",
-        where=where,
-        remedy="set it to online, or leave it out",
-    )
 
 
 def _field_names(kind: type[Any]) -> set[str]:

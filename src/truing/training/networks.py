@@ -37,7 +37,8 @@ def networks(
         score_head=new_score_head(size, inputs.seed) if objective.trains == "reward" else None,
         value_head=new_value_head(size) if _critic(method) == "policy" else None,
     )
-    needs_reference = "reference_logps_N" in objective.required or method.credit is not None
+    needs_reference = method.reads_reference or method.credit is not None
+    needs_reference |= method.curation is not None and method.curation.draws_from_reference
     reference_copy = None
     if method.caches_reference:
         needs_reference = False  # before its first update the policy itself says what is kept
@@ -55,12 +56,6 @@ def networks(
     if _critic(method) == "reward":
         critic = _own_critic(method, inputs, policy, lora, dtype)
     temperature = getattr(method.training, "temperature", 1.0)
-    if method.draws and temperature == 0:
-        raise UsageError(
-            "temperature: 0 draws one completion for ever: on-policy training needs variety",
-            where=inputs.where,
-            remedy="set temperature above 0",
-        )
     if method.credit is None:
         temperature = 1.0  # ratios to the sampler need its temperature; a loss over rows does not
     policy.to(device)
@@ -83,13 +78,8 @@ def _own_critic(
     dtype: torch.dtype,
 ) -> Network | None:
     """A critic that starts as the reward model: an adapter on the policy's trunk where that is the
-    reward model's too, else a network of its own. Raises UsageError without a reward model."""
-    if inputs.reward_run is None:
-        raise UsageError(
-            "critic: reward starts as a reward model, and this reward is none",
-            where=inputs.where,
-            remedy="set reward to a bradley_terry stage or its folder, or critic: policy",
-        )
+    reward model's too, else a network of its own."""
+    assert inputs.reward_run is not None  # the stage has looked
     # checkpointed layers are computed again in the backward pass, when the adapter is another
     if lora is not None and inputs.shares_trunk and not method.training.gradient_checkpointing:
         attach_critic_adapter(policy, inputs.reward_run, dtype)

@@ -14,8 +14,7 @@ from truing import config
 from truing.batch import Batch, Metric, mean_of
 from truing.data.loader import Supply
 from truing.data.packing import micro_batches, pack
-from truing.errors import DataError
-from truing.groups import TokenGroup
+from truing.groups import GroupType, TokenGroup
 from truing.models.mixture import Mixture
 from truing.models.roles import Roles
 from truing.ops import kl_k1, segment_sum
@@ -103,6 +102,8 @@ def make_collector(
         ),
         importance_correction=training.importance_correction,
         importance_cap=training.importance_cap,
+        critic_rollouts=getattr(training, "critic_warmup_rollouts", 0),
+        fit_critic=roles.rescale_critic if _starts_as_reward(training) else None,
         batch_size=training.batch_size,
         micro_batch_tokens=training.micro_batch_tokens,
         device=device,
@@ -151,7 +152,7 @@ def make_online(
         draw=draw,
         score=inputs.reward or _network_score(training, roles, device, meter),
         curation=rule,
-        arrange=lambda rows, seed: arrange(rows, rule.makes, needs, seed),
+        arrange=lambda rows, seed: _learnable(rows, rule.makes, needs, seed),
         complete=complete,
         on_rollout=inputs.on_rollout,
         prompts_per_rollout=training.rollout_batch_size,
@@ -170,6 +171,20 @@ def make_online(
         sync_reference=lambda: roles.move_reference(1.0),
         sync_every=training.sync_reference_rollouts,
     )
+
+
+def _starts_as_reward(training: config.OnPolicy) -> bool:
+    return isinstance(training, config.ActorCritic) and training.critic == "reward"
+
+
+def _learnable(
+    rows: Sequence[TokenGroup], kind: GroupType, needs: frozenset[str], seed: int
+) -> list[TokenGroup]:
+    """Rows as the objective learns from them; none where ties left those of one prompt, and it
+    compares with the completions of others."""
+    if "mismatched_C" in needs and len({row.prompt_ids for row in rows}) < 2:
+        return []
+    return arrange(rows, kind, needs, seed)
 
 
 def _compared(
@@ -226,11 +241,5 @@ def _demonstrations(
     """What stands beside each minibatch, for objectives that keep learning from rows."""
     if "demonstration_C" not in method.objective.required:
         return None
-    if not inputs.demonstrations:
-        raise DataError(
-            "ptx_coef needs demonstrations, and these rows are prompts only",
-            where=inputs.where,
-            remedy="give rows with completions, or set ptx_coef to 0",
-        )
     per_step = training.demonstrations_per_step
     return Supply(inputs.demonstrations, per_step, inputs.seed)

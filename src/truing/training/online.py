@@ -102,10 +102,10 @@ class Online:
 
     def _next_rollout(self, index: int, seed: int) -> dict[str, float]:
         """Draw and curate; the metrics of it."""
+        self.rows, rollout = self.collect(next(self.supply), seed)
         if index and self.sync_every and not index % self.sync_every:
             assert self.sync_reference is not None
-            self.sync_reference()
-        self.rows, rollout = self.collect(next(self.supply), seed)
+            self.sync_reference()  # after the KL since it last moved was measured
         self.on_rollout(index, rollout)
         return rollout.metrics
 

@@ -21,9 +21,9 @@ from truing.training.step import Step
 
 
 def capture(built: Built, place: State) -> State:
-    """The state between two steps, the last of which left the source at `place`. Tensors are copies: training may go on while they are written.
+    """The state between two steps, of which the first left the source at `place`.
 
-    Of the rollout at hand only references are kept: nothing writes into a batch.
+    Tensors are copies: training may go on while they are written.
     """
     step = built.step
     state = State(
@@ -42,7 +42,7 @@ def capture(built: Built, place: State) -> State:
             "masters": _copies(dict(step.masters.masters)),
             "moments": _copies(_moments(step)),
             "random": {"torch": torch.get_rng_state()},
-            **place.tensors,
+            **{part: _copies(tensors) for part, tensors in place.tensors.items()},
         },
     )
     more = {

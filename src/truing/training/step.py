@@ -68,20 +68,30 @@ class Step:
         if self.taken == 0:
             self.before_first_update(metrics, micro_batches)
             self.first_metrics = dict(metrics)
-        if self.critic_alone():
+        alone = self.critic_alone()
+        if alone:
             self.masters.drop_gradients(but=self.critic_names)
         norm = torch.nn.utils.clip_grad_norm_(self.masters.masters.values(), self.max_grad_norm)
         metrics["grad_norm"] = float(norm)
-        metrics["learning_rate"] = float(self.schedule.get_last_lr()[0])
+        metrics["learning_rate"] = self._set_learning_rate(alone)
         self._refuse_non_finite(metrics)
         self.optimizer.step()
-        self.schedule.step()
+        if not alone:
+            self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.masters.publish()
         self.taken += 1
         for follow in self.after_update:
             follow(self.taken)
         return metrics
+
+    def _set_learning_rate(self, alone: bool) -> float:
+        """The schedule is the policy's, and waits for it: a critic alone learns at the peak."""
+        groups = self.optimizer.param_groups
+        now = [g["initial_lr"] for g in groups] if alone else self.schedule.get_last_lr()
+        for group, rate in zip(groups, now, strict=True):
+            group["lr"] = rate
+        return float(now[0])
 
     def _refuse_non_finite(self, metrics: dict[str, float]) -> None:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]

@@ -16,7 +16,7 @@ from truing.groups import Group, TokenGroup
 from truing.models.roles import load_reward_network
 from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
-from truing.rewards.base import Scores
+from truing.rewards.base import checked_scores
 from truing.rollouts.best_of_n import Curve, best, curve
 from truing.rollouts.sampler import sample
 from truing.rollouts.scoring import score_groups, scores_by_group, unscored
@@ -43,11 +43,15 @@ class BestOfNStage(PipelineStage):
         if self.config.gold is not None:
             context.reward(self.config.gold)
         if self.config.data == "data":
-            context.prompts("data", "test", self.config.test_prompts)
+            context.prompts(
+                "data", "test", self.config.test_prompts, self.config.max_completion_length
+            )
 
     def run(self, context: Context, info: RunInfo, tick: Tick) -> Totals:
         config, directory = self.config, context.run(self.name)
-        prompts = context.prompts(config.data, "test", config.test_prompts)
+        prompts = context.prompts(
+            config.data, "test", config.test_prompts, config.max_completion_length
+        )
         drawn = sample(
             context.network(config.from_),
             context.encode(prompts),
@@ -59,8 +63,16 @@ class BestOfNStage(PipelineStage):
         tick(1, 2, {})
         proxy = self._scores(context, info, drawn, config.reward)
         gold = None if config.gold is None else self._scores(context, info, drawn, config.gold)
-        directory.write_rows(COMPLETIONS_FILE, _picked(context, prompts, drawn, proxy))
-        directory.write_json(BEST_OF_N_FILE, _points(curve(proxy, gold)))
+        picked = _picked(context, prompts, drawn, proxy)
+        directory.write_rows(COMPLETIONS_FILE, picked)
+        if unpicked := sum(row["score"] is None for row in picked):
+            info.facts["unpicked"] = unpicked
+            context.say(f"{self.name}: {unpicked:,} prompts without a scored completion: the first")
+        found = curve(proxy, gold)
+        if found is None:
+            context.say(f"{self.name}: no prompt has all its scores: there is no curve over n")
+        else:
+            directory.write_json(BEST_OF_N_FILE, _points(found))
         info.facts |= {"n": config.num_generations, "kl_bound": kl_bound(config.num_generations)}
         tick(2, 2, {})
         judges = {str(r): context.reward(r) for r in (config.reward, config.gold) if r is not None}
@@ -82,11 +94,13 @@ class BestOfNStage(PipelineStage):
             found = per_completion(
                 groups, lambda batch: network(batch.to(context.device), scores=True).scores_C
             )
-            return scores_by_group(Scores([*found]), groups)
-        scores = score_groups(judge, groups, context.readable)
+            scores = checked_scores(str(judge), found)
+        else:
+            scores = score_groups(judge, groups, context.readable)
         if scores.faults:
-            info.facts.setdefault("unscored", {})[judge.label] = scores.faults
-            context.say(f"{self.name}: {judge.label}: {unscored(scores)}")
+            label = judge.name if isinstance(judge, Path) else judge.label
+            info.facts.setdefault("unscored", {})[label] = scores.faults
+            context.say(f"{self.name}: {label}: {unscored(scores)}")
         return scores_by_group(scores, groups)
 
 
@@ -100,15 +114,17 @@ def _picked(
     rows = []
     for prompt, group, mine in zip(prompts, drawn, scores, strict=True):
         index = best(mine)
-        pick, known = group.completions[index], [s for s in mine if s is not None]
+        # nothing to choose by: the answer stands that the policy itself would have given
+        pick = group.completions[index or 0]
+        known = [score for score in mine if score is not None]
         rows.append(
             {
                 "prompt": prompt.prompt.text,
                 "completion": context.readable(pick.ids),
                 "ids": list(pick.ids),
                 "finish": pick.finish.value,
-                "score": mine[index],
-                "mean_score": sum(known) / len(known),
+                "score": None if index is None else mine[index],
+                "mean_score": sum(known) / len(known) if known else None,
             }
         )
     return rows

@@ -11,10 +11,10 @@ from typing import Any, Self
 from torch import Tensor
 
 from truing.batch import Batch
-from truing.config import Evaluate, check
+from truing.config import BestOfN, Evaluate, check
 from truing.errors import UsageError, suggest
 from truing.evaluation.diversity import distinct_n
-from truing.evaluation.intervals import mean_interval
+from truing.evaluation.intervals import mean_interval, share_interval
 from truing.evaluation.policy import per_completion, sequence_kl
 from truing.evaluation.summary import Interval, PolicyResult, Sample, SampleCompletion
 from truing.groups import FinishReason, Group, TokenCompletion, TokenGroup
@@ -23,13 +23,14 @@ from truing.models.roles import load_reward_network
 from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
 from truing.pipeline.stages.best_of_n import COMPLETIONS_FILE
-from truing.rewards.base import Reward, Scores
+from truing.rewards.base import Reward, Scores, checked_scores
 from truing.rollouts.sampler import sample
 from truing.rollouts.scoring import score_groups, unscored
 from truing.rundir import RunInfo
 from truing.training.on_policy import sampling_settings
 
 RESULTS_FILE = "eval/policies.json"
+SHARED_BY_A_TABLE = ("gold", "proxy", "reference")
 
 
 @dataclass(slots=True)
@@ -72,7 +73,10 @@ class EvaluateStage(PipelineStage):
             if judge is not None:
                 context.reward(judge)
         if self.config.data == "data":
-            context.prompts("data", "test", self.config.test_prompts)
+            context.prompts(
+                "data", "test", self.config.test_prompts, self.config.max_completion_length
+            )
+        self._check_one_table(context)
         for label, stage in self.config.policies.items():
             raw = context.recipe.stages.get(stage, {})
             if raw.get("method") != "best_of_n":
@@ -86,9 +90,28 @@ class EvaluateStage(PipelineStage):
                     "test_prompts",
                 )
 
+    def _check_one_table(self, context: Context) -> None:
+        """All evaluate stages of a recipe go into one table: a column means the same in each."""
+        mine = self.config
+        for name, raw in context.recipe.stages.items():
+            if raw["method"] != "evaluate" or name == self.name:
+                continue
+            other = check(Evaluate, raw, context.where, f"stages.{name}")
+            same = all(getattr(mine, key) == getattr(other, key) for key in SHARED_BY_A_TABLE)
+            if not same or mine.policies.keys() & other.policies.keys():
+                raise UsageError(
+                    f"stages.{self.name} and stages.{name} go into one table, and its columns "
+                    "would not mean the same in every row",
+                    where=context.where,
+                    remedy=f"give both the same {', '.join(SHARED_BY_A_TABLE)} and labels of their "
+                    "own, or make one stage or two recipes of them",
+                )
+
     def run(self, context: Context, info: RunInfo, tick: Tick) -> Totals:
         config = self.config
-        prompts = context.prompts(config.data, "test", config.test_prompts)
+        prompts = context.prompts(
+            config.data, "test", config.test_prompts, config.max_completion_length
+        )
         reference = context.network(config.reference)
         gold, proxy = self._judges(context)
         measured: dict[str, _Measured] = {}
@@ -151,7 +174,6 @@ class EvaluateStage(PipelineStage):
     ) -> tuple[list[TokenGroup], list[float] | None]:
         """One completion per prompt, and its KL estimate where the policy drew it here."""
         config, device = self.config, context.device
-        temperature = config.temperature or 1.0
         inside = stage in context.recipe.stages
         picked = context.run(stage).rows(COMPLETIONS_FILE) if inside else []
         if picked:
@@ -165,19 +187,33 @@ class EvaluateStage(PipelineStage):
         )
 
         def logps(of: Network, batch: Batch) -> Tensor:
-            outputs = of(batch.to(device), logps=True, temperature=temperature)
+            outputs = of(batch.to(device), logps=True, temperature=config.temperature)
             logps_N: Tensor = outputs.logps_N
             return logps_N
 
-        if self.config.truncates:
+        if config.truncates or not config.temperature:  # not drawn from what log-probs are of
             return groups, None
         kl = sequence_kl(groups, lambda b: logps(network, b), lambda b: logps(reference, b))
         return groups, kl
+
+    def _bounds(self, context: Context, stage: str) -> bool:
+        """Whether what bounds the KL to the sampler of a best_of_n stage bounds that to our
+        reference: it is the same, and drawn from in the same way."""
+        raw = context.recipe.stages.get(stage, {})
+        if raw.get("method") != "best_of_n":
+            return False
+        sampler = check(BestOfN, raw, context.where, f"stages.{stage}")
+        mine, theirs = self.config, sampler
+        alike = ("temperature", "top_k", "top_p", "min_p")
+        return sampler.from_ == mine.reference and all(
+            getattr(mine, key) == getattr(theirs, key) for key in alike
+        )
 
     def _row(
         self, context: Context, label: str, stage: str, mine: _Measured, base: _Measured
     ) -> PolicyResult:
         made_by = context.run(stage).info() if stage in context.recipe.stages else None
+        bound = made_by.facts.get("kl_bound") if made_by else None
         completions = [group.completions[0] for group in mine.groups]
         seconds = made_by.wall_seconds if made_by else None
         return PolicyResult(
@@ -188,7 +224,7 @@ class EvaluateStage(PipelineStage):
             proxy=_interval(mine.proxy),
             proxy_gain=None if mine is base else _gain(mine.proxy, base.proxy),
             kl=None if mine.kl is None else mean_interval(mine.kl),
-            kl_bound=made_by.facts.get("kl_bound") if made_by else None,
+            kl_bound=bound if self._bounds(context, stage) else None,
             length=mean_interval([float(len(c.ids)) for c in completions]),
             distinct_2=distinct_n(mine.texts, 2),
             no_eos=fmean(c.finish is FinishReason.LENGTH for c in completions),
@@ -223,14 +259,15 @@ def _by_ids(context: Context, folder: Path) -> _Judge:
         found: Tensor = network(batch.to(context.device), scores=True).scores_C
         return found
 
-    return lambda groups: Scores([*per_completion(groups, scores_C)])
+    return lambda groups: checked_scores(str(folder), per_completion(groups, scores_C))
 
 
 def _interval(scores: Scores | None) -> Interval | None:
     """The mean over the completions that have a score."""
     if scores is None:
         return None
-    return mean_interval([value for value in scores.values if value is not None])
+    values = [value for value in scores.values if value is not None]
+    return share_interval(values) if set(values) <= {0.0, 1.0} else mean_interval(values)
 
 
 def _gain(mine: Scores | None, base: Scores | None) -> Interval | None:

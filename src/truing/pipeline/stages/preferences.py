@@ -40,7 +40,7 @@ class PreferencesStage(PipelineStage):
         if self.config.data != "data":
             return  # prompts that an earlier stage will make
         for split, limit in self._splits():
-            context.prompts(self.config.data, split, limit)
+            context.prompts(self.config.data, split, limit, self.config.max_completion_length)
 
     def _splits(self) -> list[tuple[Split, int | None]]:
         return [("train", self.config.train_prompts), ("test", self.config.test_prompts)]
@@ -53,7 +53,7 @@ class PreferencesStage(PipelineStage):
         seed = context.seed(self.name, config.seed)
         tokens = 0
         for number, (split, limit) in enumerate(self._splits(), start=1):
-            prompts = context.prompts(config.data, split, limit)
+            prompts = context.prompts(config.data, split, limit, config.max_completion_length)
             drawn = sample(
                 network,
                 context.encode(prompts),

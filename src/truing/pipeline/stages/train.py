@@ -11,25 +11,24 @@ from torch import Tensor
 
 from truing.batch import Batch, Outputs
 from truing.config import Offline, Rollouts, Sampling
-from truing.errors import DataError
+from truing.errors import DataError, UsageError
 from truing.evaluation.reward_model import judge
-from truing.groups import TokenGroup
+from truing.groups import Group, TokenGroup
 from truing.models import saving
 from truing.models.loading import DTYPES
 from truing.objectives.base import Objective
 from truing.pipeline.context import Context, Tick
 from truing.pipeline.keeping import kept, resumed
 from truing.pipeline.stages.base import PipelineStage, Totals
-from truing.rewards.base import Reward, Scores
+from truing.rewards.base import Patience, Reward, Scores
 from truing.rollouts.collect import Rollout, Scorer
 from truing.rollouts.sampler import sample
 from truing.rollouts.scoring import score_groups
 from truing.rundir import RunInfo
 from truing.training.arrange import (
-    DEMONSTRATIONS,
-    WAYS,
     arrange,
     check_columns,
+    check_demonstrations,
     check_kind,
     check_rows,
 )
@@ -68,9 +67,17 @@ class Train(PipelineStage):
 
     def check(self, context: Context) -> None:
         """The reward is known and the rows are usable; a stage's rows are checked once made."""
-        if isinstance(self.method.training, Rollouts):
-            context.reward(self.method.training.reward)
-        if self.method.training.data == "data":
+        training = self.method.training
+        if isinstance(training, Rollouts):
+            reward = context.reward(training.reward)
+            if getattr(training, "critic", "policy") == "reward" and not isinstance(reward, Path):
+                raise UsageError(
+                    f"stages.{self.name}.critic: a critic that starts as the reward model, and "
+                    "this reward is none",
+                    where=context.where,
+                    remedy="set reward to a bradley_terry stage or its folder, or critic: policy",
+                )
+        if training.data == "data":
             self._check_rows(context)
 
     def _check_rows(self, context: Context) -> None:
@@ -83,8 +90,12 @@ class Train(PipelineStage):
             check_rows(groups, needs, self.name, path)
             measured = context.groups(self.method.training.data, "test")[: self._eval_rows]
             check_columns(measured, needs, self.name, path)
-        elif not groups:
+            return
+        if not groups:
             raise DataError("no rows to train on", where=context.where, remedy="check data.path")
+        self._prompts(context)
+        if "demonstration_C" in self.method.objective.required:
+            check_demonstrations(groups, self.name, context.where)
 
     def run(self, context: Context, info: RunInfo, tick: Tick) -> Totals:
         self._check_rows(context)
@@ -95,6 +106,8 @@ class Train(PipelineStage):
             context.say(f"{self.name}: {note}")
 
         def evaluate() -> dict[str, float]:
+            if built.average is not None and step.taken == built.source.total_steps:
+                built.average.adopt()  # the last numbers are those of what is kept
             return measure(step, built.heldout)
 
         run, progress = context.run(self.name), Progress()
@@ -116,9 +129,9 @@ class Train(PipelineStage):
             run,
             tick,
             built.meter,
+            evaluate if built.heldout else None,
             keeper,
             progress,
-            evaluate if built.heldout else None,
         )
         if built.average is not None:
             built.average.adopt()
@@ -167,11 +180,17 @@ class Train(PipelineStage):
             readable=context.readable,
         )
 
+    def _prompts(self, context: Context) -> list[Group]:
+        """What the policy answers."""
+        training = self.method.training
+        assert isinstance(training, Rollouts)
+        return context.prompts(training.data, "train", room=training.max_completion_length)
+
     def _rows(self, context: Context, seed: int) -> list[TokenGroup]:
         """Prompts where the policy answers them; else rows as the objective learns from them."""
         data = self.method.training.data
         if self.method.draws:
-            return context.encode(context.prompts(data, "train"))
+            return context.encode(self._prompts(context))
         groups = context.groups(data, "train")
         encoded = context.encode(groups)
         return arrange(encoded, groups[0].type, self.method.objective.required, seed)
@@ -193,8 +212,6 @@ class Train(PipelineStage):
     def _demonstrations(self, context: Context) -> list[TokenGroup]:
         """The data's own answers, if it has any."""
         groups = context.groups(self.method.training.data, "train")
-        if groups[0].type not in WAYS[DEMONSTRATIONS]:
-            return []
         return arrange(context.encode(groups), groups[0].type, frozenset(), 0)
 
     def _reward(self, context: Context) -> tuple[Path | None, Scorer | None]:
@@ -207,8 +224,10 @@ class Train(PipelineStage):
             return found, None
         reward: Reward = found
 
+        patience = Patience(training.reward_retries, timeout=training.reward_timeout)
+
         def by_text(groups: Sequence[TokenGroup]) -> Scores:
-            return score_groups(reward, groups, context.readable)
+            return score_groups(reward, groups, context.readable, patience)
 
         return None, by_text
 

@@ -7,6 +7,7 @@ true, `exit`) does not reach the comparison.
 
 from __future__ import annotations
 
+import ast
 import builtins
 import importlib
 import json
@@ -36,10 +37,11 @@ class Program:
         self.requests, self.answers, self.count = requests, answers, 0
 
     def definitions(self) -> dict[str, Any]:
-        """What the program defines, without names that Python's own would be hidden by."""
+        """What the program defines, without names that Python's own would be hidden by: not `all`,
+        and not `__builtins__`, from which every name in a test would be taken."""
         names: dict[str, Any] = {}
         for name, data in self._read()["names"].items():
-            if hasattr(builtins, name):
+            if hasattr(builtins, name) or name.startswith("__"):
                 continue
             if isinstance(data, dict) and "module" in data:
                 if data["module"] in sys.stdlib_module_names:
@@ -51,7 +53,12 @@ class Program:
     def ask(self, operation: str, *arguments: Any) -> Any:
         """What the program answers. Raises what it raised."""
         self.count += 1
-        sent = [encode(item, _number) for item in arguments]
+        try:
+            sent = [encode(item, _number) for item in arguments]
+        except CannotCrossError as error:
+            if operation == "call":  # the test's own function: only the program could call it
+                raise
+            raise TypeError(f"{operation} with {error}") from error
         request = {"id": self.count, "operation": operation, "arguments": sent}
         self.requests.write(json.dumps(request) + "\n")
         self.requests.flush()
@@ -155,7 +162,7 @@ def judge(tests: list[str], requests_fd: int, answers_fd: int) -> Iterator[str]:
     program = Program(requests, os.fdopen(answers_fd, encoding="ascii"))
     namespace: dict[str, Any] | None
     try:
-        namespace = {**program.definitions(), "__name__": "tests"}
+        namespace = {**program.definitions(), "__name__": "tests", "__builtins__": builtins}
     except Exception:  # it ended or answered nonsense before it defined anything
         namespace = None
     for test in compiled:
@@ -163,9 +170,17 @@ def judge(tests: list[str], requests_fd: int, answers_fd: int) -> Iterator[str]:
 
 
 def _compiled(test: str) -> types.CodeType | None:
+    """A test ready to run; None for one that no program could pass here: it is no Python, or it
+    imports what is not there."""
     try:
+        for node in ast.walk(ast.parse(test)):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    importlib.import_module(alias.name)
+            elif isinstance(node, ast.ImportFrom):
+                importlib.import_module("." * node.level + (node.module or ""))
         return compile(test, "<test>", "exec")
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError, ImportError, TypeError):
         return None
 
 

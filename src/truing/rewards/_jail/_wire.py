@@ -22,6 +22,7 @@ REDUCED = {
         datetime.time,
         datetime.timedelta,
         range,
+        slice,
     )
 }
 """Exact types whose constructor takes what `__reduce__` gives."""
