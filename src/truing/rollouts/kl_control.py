@@ -12,7 +12,7 @@ from typing import Literal
 KLControl = Literal["fixed", "adaptive", "budget"]
 ERROR_LIMIT = 0.2
 """Ziegler et al. clip the relative error of the KL to this."""
-RAMP = 0.8
+RAMP = 0.7
 """Share of the rollouts over which a budget is spent; the rest holds it."""
 PROPORTIONAL, INTEGRAL = 3.0, 1.0
 """Answers of log β to a change of the error, and to the error itself, in units of the budget."""
@@ -26,7 +26,7 @@ class KLController:
 
         fixed     β
         adaptive  β ← β (1 + clip(KL/target − 1, ±0.2) · n / horizon)      n completions
-        budget    e = (KL − target · min(1, i / 0.8 I)) / target           rollout i of I
+        budget    e = (KL − target · min(1, i / 0.7 I)) / target           rollout i of I
                   log β ← log β + 3 (e − e_before) + e           by at most 1
 
     While only a critic learns nothing drifts, and β waits.
