@@ -204,9 +204,10 @@ def _serve_samples(job: Job, setting: Setting, channel: Channel) -> None:
     prompts = [row.group("sample") for row in job.rows]
     channel.loaded(ids=[row.ids for row in job.rows], precision=_name(dtype))
     channel.command()  # "warm"
-    channel.answer({"greedy": greedy(job, prompts[:4], network)})
+    likeliest = greedy(job, prompts[:4], network)
     runs = draws(job, network, prompts)
-    next(runs)  # untimed, like the other side's
+    next(runs)  # untimed, like the other side's, and over before either side's turn
+    channel.answer({"greedy": likeliest})
 
     def turn() -> Answer:
         clock = Clock(job.device)

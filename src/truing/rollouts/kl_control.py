@@ -15,7 +15,8 @@ ERROR_LIMIT = 0.2
 RAMP = 0.7
 """Share of the rollouts over which a budget is spent; the rest holds it."""
 PROPORTIONAL, INTEGRAL = 3.0, 1.0
-"""Answers of log β to a change of the error, and to the error itself, in units of the budget."""
+"""Answers of log β to a change of the error, and to the error itself, in units of the budget. The
+second doubles above it: a budget is a limit, and the KL of a rollout is a noisy reading."""
 STRONGEST_PULL = 1.0
 """log β moves by no more than this from one rollout to the next."""
 
@@ -27,12 +28,13 @@ class KLController:
         fixed     β
         adaptive  β ← β (1 + clip(KL/target − 1, ±0.2) · n / horizon)      n completions
         budget    e = (KL − target · min(1, i / 0.7 I)) / target           rollout i of I
-                  log β ← log β + 3 (e − e_before) + e           by at most 1
+                  log β ← log β + 3 (e − e_before) + e (+ e, if e > 0)      by at most 1
 
     While only a critic learns nothing drifts, and β waits.
     adaptive: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. budget is ours: a
     proportional-integral controller on the logarithm, which follows a ramp up to the target, so
-    that a policy that starts at KL 0 is not driven beyond it. Raises nothing.
+    that a policy that starts at KL 0 is not driven beyond it; what is above the budget weighs double.
+    Raises nothing.
     """
 
     kind: KLControl
@@ -58,6 +60,6 @@ class KLController:
         elif self.kind == "budget":
             planned = min(1.0, self.seen / (RAMP * self.rollouts))
             error = kl / self.target - planned
-            pull = PROPORTIONAL * (error - self.error) + INTEGRAL * error
+            pull = PROPORTIONAL * (error - self.error) + INTEGRAL * (error + max(error, 0.0))
             self.value *= math.exp(max(-STRONGEST_PULL, min(STRONGEST_PULL, pull)))
             self.error = error

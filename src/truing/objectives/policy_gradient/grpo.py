@@ -62,8 +62,8 @@ class GRPO(TokenPolicyGradient):
     epsilon_high: Annotated[float, Field(gt=0)] | None = None
     """ε_high: the upper bound, null: ε. Larger lets unlikely tokens grow; 0.28 in DAPO."""
     beta: Annotated[float, Field(ge=0)] = 0.04
-    """β: weight of the KL term, per nat. Larger stays closer; 0 needs no reference. 0.04 in the
-    paper, 0.001 in R1."""
+    """β: weight of the KL term, per nat. Larger stays closer; 0: no such term (how far the
+    policy went is measured all the same). 0.04 in the paper, 0.001 in R1."""
     kl_estimator: KLEstimator = "weighted_k3"
     """Which KL term: weighted_k3 pulls along ∇KL(π‖π_ref) from any sampling policy, k2 = d²/2 does
     in a rollout's first step, k3 (the paper's) pulls along ∇KL(π_ref‖π)."""
