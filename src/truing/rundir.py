@@ -8,6 +8,7 @@
         metrics.jsonl          one line a step, appended
         samples/*.jsonl        prompts and completions
         eval/*.json            measurements
+        checkpoint-N/          where a stopped run goes on (training/checkpoints.py)
         model.safetensors ...  weights that from_pretrained opens
 
 Files are replaced whole (written beside, then renamed), so a reader never sees half of one.

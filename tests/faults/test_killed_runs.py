@@ -85,7 +85,7 @@ def test_killed_again_and_again_it_ends_the_same(truing, tmp_path, name):
     at, fired = 0, 0
     while True:
         process = truing(name, tmp_path / "killed", *(["--resume"] if fired else []))
-        at += draw.randint(3, 9)
+        at += draw.randint(6, 14)
         if at >= steps:
             break
         wait_for(tmp_path / "killed", name, at)

@@ -322,8 +322,8 @@ MUTANTS = (
     Mutant(
         "never_too_far",
         SOURCES,
-        "                if self.too_far:",
-        "                if self.too_far and not self.rollouts:",
+        "if self.too_far or self.given >= self.total_steps:",
+        "if self.given >= self.total_steps:",
         STOP_TESTS,
         "an early stop that is measured and not obeyed",
     ),

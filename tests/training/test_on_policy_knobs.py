@@ -61,6 +61,11 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "weight_decay": "test_vectors_are_not_decayed_and_matrices_are",
         "max_grad_norm": "test_the_clip_is_on_the_mean",
     },
+    "training/test_resume.py": {
+        "save_steps": "test_save_steps",
+        "save_minutes": "test_save_minutes",
+        "save_total_limit": "test_save_total_limit",
+    },
     "training/test_averaging.py": {
         "ema_decay": "test_a_larger_decay_lags_more",
     },

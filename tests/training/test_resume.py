@@ -128,8 +128,7 @@ class PowerCutError(Exception):
 
 
 def stage_training(raw):
-    method = resolve("stage", raw | {"save_steps": 1}, "test")
-    return method.training
+    return resolve("stage", {"save_steps": 1} | raw, "test").training
 
 
 def numbers(folder):
@@ -172,3 +171,26 @@ def test_stopped_again_and_again_it_ends_the_same(case, tmp_path):
     for name, tensor in whole.items():
         assert torch.equal(masters[name], tensor), name
     assert numbers(tmp_path / "often") == numbers(tmp_path / "whole")
+
+
+def steps_kept(tmp_path, **knobs):
+    folder = tmp_path / "-".join(map(str, knobs.values()))
+    run(CASES["sft"] | knobs, None, folder)
+    return sorted(int(path.name.partition("-")[2]) for path in checkpoints(folder))
+
+
+def test_save_steps(tmp_path):
+    assert steps_kept(tmp_path, save_steps=1) == [5, 6]
+    assert steps_kept(tmp_path, save_steps=2) == [4, 6]
+    assert steps_kept(tmp_path, save_steps=4) == [4]
+    assert steps_kept(tmp_path, save_steps=None) == []
+
+
+def test_save_minutes(tmp_path):
+    assert steps_kept(tmp_path, save_steps=None, save_minutes=1e-9) != []
+    assert steps_kept(tmp_path, save_steps=None, save_minutes=60.0) == []
+    assert steps_kept(tmp_path, save_steps=None, save_minutes=None) == []
+
+
+def test_save_total_limit(tmp_path):
+    assert steps_kept(tmp_path, save_steps=1, save_total_limit=4) == [3, 4, 5, 6]
