@@ -33,8 +33,8 @@ class KLController:
     While only a critic learns nothing drifts, and β waits.
     adaptive: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. budget is ours: a
     proportional-integral controller on the logarithm, which follows a ramp up to the target, so
-    that a policy that starts at KL 0 is not driven beyond it; what is above the budget weighs double.
-    Raises nothing.
+    that a policy that starts at KL 0 is not driven beyond it; what is above the budget weighs
+    double. Raises nothing.
     """
 
     kind: KLControl
