@@ -23,6 +23,14 @@ MUTANTS = (
         "simpo against the reference's own completions, and nobody to draw them",
     ),
     Mutant(
+        "adapters_begin_by_chance",
+        "training/networks.py",
+        "        torch.manual_seed(inputs.seed)",
+        "        torch.seed()",
+        ("training/test_step.py",),
+        "two runs of one recipe and one seed end a fifth of a reward apart",
+    ),
+    Mutant(
         "scores_of_the_last_draw_alone",
         COLLECT,
         "for scores in said for value in scores.values",

@@ -93,6 +93,21 @@ def test_every_method_keeps_the_step_zero_contract_and_learns(method, lora, dtyp
             assert torch.equal(parameter, frozen[name]), name
 
 
+@pytest.mark.parametrize("method", STAGES)
+def test_adapters_begin_by_the_seed_and_not_by_chance(method):
+    """Else no two runs of one recipe are the same, and no number can be had again."""
+    began = []
+    for chance in (1, 2):
+        torch.manual_seed(chance)
+        before = torch.get_rng_state()
+        masters = built(method, LORAS["lora"]).step.masters.masters
+        assert torch.equal(torch.get_rng_state(), before)
+        began.append({name: master.detach().clone() for name, master in masters.items()})
+    assert any(".lora_A." in name and weight.std() > 0 for name, weight in began[0].items())
+    for name, weight in began[0].items():
+        assert torch.equal(weight, began[1][name]), name
+
+
 def test_copies_in_memory_are_what_the_roles_need():
     assert built("sft").roles.copies == 1
     assert built("dpo").roles.copies == 2

@@ -26,7 +26,18 @@ from truing.training.method import Method
 def networks(
     method: Method, inputs: Inputs, device: torch.device, dtype: torch.dtype
 ) -> tuple[Roles, LoraConfig | None]:
-    """The networks that the objective's declarations ask for, and no more."""
+    """The networks that the objective's declarations ask for, and no more.
+
+    New adapters begin at random: by the stage's seed, whatever was drawn before in this process.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(inputs.seed)
+        return _networks(method, inputs, device, dtype)
+
+
+def _networks(
+    method: Method, inputs: Inputs, device: torch.device, dtype: torch.dtype
+) -> tuple[Roles, LoraConfig | None]:
     objective = method.objective
     transformer = loading.load_causal(inputs.source, dtype, inputs.revision)
     lora = lora_config(inputs.model, transformer)
