@@ -108,7 +108,7 @@ def test_a_budget_is_spent_and_held_from_any_first_price(target, gain, start, sp
         assert max(seen) < 1.2 * target
         planned = [min(1.0, (i + 1) / 36) for i in range(60)]
         late = [abs(kl / target - p) for kl, p in zip(seen, planned, strict=True)][20:]
-        assert max(late) < 0.25  # behind the plan at first, where the price begins far off
+        assert max(late) < 0.25  # behind the plan where the price begins far off
 
 
 def test_a_larger_budget_goes_further_and_costs_less():
