@@ -15,8 +15,8 @@ ERROR_LIMIT = 0.2
 RAMP = 0.6
 """Share of the rollouts over which a budget is spent; the rest holds it."""
 PROPORTIONAL, INTEGRAL = 2.0, 0.5
-"""Answers of log β to a change of the error, and to the error itself, in units of the budget. The KL
-of a rollout is a noisy reading, and the policy answers late: larger ones swing (ADR 028)."""
+"""Answers of log β to a change of the error, and to the error itself, in units of the budget. The
+KL of a rollout is a noisy reading, and the policy answers late: larger ones swing (ADR 028)."""
 STRONGEST_PULL = 1.0
 """log β moves by no more than this from one rollout to the next."""
 
