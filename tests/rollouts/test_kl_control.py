@@ -107,8 +107,8 @@ def test_a_budget_is_spent_and_held_from_any_first_price(target, gain, start, sp
     if gain / start**2 < target:  # where the first price does not already overspend
         assert max(seen) < 1.2 * target
         planned = [min(1.0, (i + 1) / 36) for i in range(60)]
-        late = [abs(kl / target - p) for kl, p in zip(seen, planned, strict=True)][20:]
-        assert max(late) < 0.25  # behind the plan where the price begins far off
+        late = [abs(kl / target - p) for kl, p in zip(seen, planned, strict=True)][25:]
+        assert max(late) < 0.15  # before that it is behind, where the price begins far off
 
 
 def test_a_larger_budget_goes_further_and_costs_less():
