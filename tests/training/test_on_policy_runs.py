@@ -287,8 +287,8 @@ def test_kl_control():
     # the first rollout is the reference's own: KL 0, clipped error −0.2, four completions of ten
     assert adaptive[:2] == pytest.approx([0.1, 0.1 * (1 - 0.2 * 0.4)])
     budget = prices(kl_control="budget", kl_target=6.0, num_rollouts=12)
-    # 0.7 of twelve rollouts are 8.4: planned for the first is 1/8.4 of the target, e = −1/8.4
-    assert budget[:2] == pytest.approx([0.1, 0.1 * math.exp(-4 / 8.4)])
+    # 0.6 of twelve rollouts are 7.2: planned for the first is 1/7.2 of the target, e = −1/7.2
+    assert budget[:2] == pytest.approx([0.1, 0.1 * math.exp(-2.5 / 7.2)])
     # of a run that ends after two the first is planned to spend more than half: the largest pull
     short = prices(kl_control="budget", kl_target=6.0, num_rollouts=12, max_steps=2)
     assert short == pytest.approx([0.1, 0.1 * math.exp(-1)])

@@ -94,7 +94,7 @@ class OnPolicy(Rollouts):
     kl_control: Literal["fixed", "adaptive", "budget"] = "fixed"
     """fixed: kl_coef stays. adaptive: it rises by up to a fifth of n / kl_horizon when the KL of a
     rollout of n completions is above kl_target, and falls below it (Ziegler et al.). budget: you
-    choose the KL, and kl_coef is what it takes: the KL is led up to kl_target over the first 70 %
+    choose the KL, and kl_coef is what it takes: the KL is led up to kl_target over the first 60 %
     of the rollouts, then held there."""
     kl_target: Annotated[float, Field(gt=0)] | None = None
     """Nats a completion that adaptive and budget aim at. Larger lets the policy go further. 6 in

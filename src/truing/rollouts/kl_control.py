@@ -12,11 +12,11 @@ from typing import Literal
 KLControl = Literal["fixed", "adaptive", "budget"]
 ERROR_LIMIT = 0.2
 """Ziegler et al. clip the relative error of the KL to this."""
-RAMP = 0.7
+RAMP = 0.6
 """Share of the rollouts over which a budget is spent; the rest holds it."""
-PROPORTIONAL, INTEGRAL = 3.0, 1.0
+PROPORTIONAL, INTEGRAL = 2.0, 0.5
 """Answers of log β to a change of the error, and to the error itself, in units of the budget. The
-second doubles above it: a budget is a limit, and the KL of a rollout is a noisy reading."""
+KL of a rollout is a noisy reading, and the policy answers late: larger ones swing (ADR 028)."""
 STRONGEST_PULL = 1.0
 """log β moves by no more than this from one rollout to the next."""
 
@@ -27,14 +27,13 @@ class KLController:
 
         fixed     β
         adaptive  β ← β (1 + clip(KL/target − 1, ±0.2) · n / horizon)      n completions
-        budget    e = (KL − target · min(1, i / 0.7 I)) / target           rollout i of I
-                  log β ← log β + 3 (e − e_before) + e (+ e, if e > 0)      by at most 1
+        budget    e = (KL − target · min(1, i / 0.6 I)) / target           rollout i of I
+                  log β ← log β + 2 (e − e_before) + e / 2       by at most 1
 
     While only a critic learns nothing drifts, and β waits.
     adaptive: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. budget is ours: a
     proportional-integral controller on the logarithm, which follows a ramp up to the target, so
-    that a policy that starts at KL 0 is not driven beyond it; what is above the budget weighs
-    double. Raises nothing.
+    that a policy that starts at KL 0 is not driven beyond it. Raises nothing.
     """
 
     kind: KLControl
@@ -60,6 +59,6 @@ class KLController:
         elif self.kind == "budget":
             planned = min(1.0, self.seen / (RAMP * self.rollouts))
             error = kl / self.target - planned
-            pull = PROPORTIONAL * (error - self.error) + INTEGRAL * (error + max(error, 0.0))
+            pull = PROPORTIONAL * (error - self.error) + INTEGRAL * error
             self.value *= math.exp(max(-STRONGEST_PULL, min(STRONGEST_PULL, pull)))
             self.error = error
