@@ -9,6 +9,8 @@ import torch
 
 torch.set_num_threads(1)
 
+pytest_plugins = ["faults.figure"]
+
 
 @pytest.fixture(scope="session")
 def root() -> Path:

@@ -1,0 +1,29 @@
+"""What every test of a fault uses: a place for the run, and what the unbroken run leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness import left_by, succeeded, truing
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """stage -> what its unbroken run leaves. Each is run once a worker."""
+    known: dict[str, dict[str, object]] = {}
+
+    def of(stage: str) -> dict[str, object]:
+        if stage not in known:
+            folder = tmp_path_factory.mktemp("whole") / "out"
+            succeeded(truing(stage, folder))
+            known[stage] = left_by(stage, folder)
+        return known[stage]
+
+    return of
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where a run goes; its data and what it said lie beside it."""
+    return tmp_path / "out"
