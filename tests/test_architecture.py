@@ -19,10 +19,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = {
     0: {"errors", "groups", "batch", "ops", "registry", "storage"},
     1: {"config", "rundir", "data", "models", "objectives", "rewards", "planning", "exact"},
-    2: {"rollouts"},
+    2: {"rollouts", "runs"},
     3: {"training", "evaluation"},
     4: {"pipeline"},
-    5: {"api", "verbs", "explain", "cli", "__main__"},
+    5: {"api", "verbs", "explain", "cli", "cli_runs", "__main__"},
 }
 LEVEL = {room: level for level, rooms in LAYERS.items() for room in rooms}
 METHODS = set(objectives.methods())
@@ -32,6 +32,8 @@ TORCH_FREE = (
     "truing.config",
     "truing.rundir",
     "truing.storage",
+    "truing.runs.upkeep",
+    "truing.cli_runs",
     "truing.errors",
     "truing.registry",
     "truing.cli",

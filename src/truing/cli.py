@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from truing import __version__, objectives
-from truing.errors import TruingError
+from truing.errors import TruingError, redacted
 
 app = App(
     name="truing",
@@ -23,6 +24,7 @@ app = App(
 )
 data_app = App(name="data", help="Look at data before training on it.")
 app.command(data_app)
+app.command("truing.cli_runs:app", name="runs", help="List, show, compare, verify, remove runs.")
 
 Knobs = Annotated[
     str, Parameter(allow_leading_hyphen=True, show=False, help="any key of the method")
@@ -31,7 +33,13 @@ Flag = Annotated[bool, Parameter(negative="")]
 
 
 @app.command
-def run(recipe: Path, *overrides: str, resume: Flag = False, overwrite: Flag = False) -> None:
+def run(
+    recipe: Path,
+    *overrides: str,
+    resume: Flag = False,
+    overwrite: Flag = False,
+    dry_run: Flag = False,
+) -> None:
     """Run a recipe: every stage, one table, one report.
 
     Parameters
@@ -44,10 +52,12 @@ def run(recipe: Path, *overrides: str, resume: Flag = False, overwrite: Flag = F
         Continue in the recipe's output folder: finished stages with unchanged inputs are kept.
     overwrite
         Delete what the output folder holds and start over.
+    dry_run
+        Say which stages would run, be kept or go on, and why; write nothing.
     """
     from truing.config import read_recipe
 
-    _run(read_recipe(recipe, list(overrides)), str(recipe), resume, overwrite)
+    _run(read_recipe(recipe, list(overrides)), str(recipe), resume, overwrite, dry_run)
 
 
 @app.command
@@ -329,21 +339,22 @@ def _train(
 ) -> None:
     from truing.verbs import single_stage
 
-    recipe, resume, overwrite = single_stage(
-        method, model, data, output, list(knobs), every_row_is_a_test
-    )
-    _run(recipe, f"truing {method}", resume, overwrite)
+    recipe, switches = single_stage(method, model, data, output, list(knobs), every_row_is_a_test)
+    _run(recipe, f"truing {method}", **switches)
 
 
-def _run(recipe: Any, where: str, resume: bool, overwrite: bool) -> None:
+def _run(recipe: Any, where: str, resume: bool, overwrite: bool, dry_run: bool = False) -> None:
     from rich.console import Console
 
     from truing.evaluation.summary import Summary
     from truing.evaluation.table import policy_table, stage_table
-    from truing.pipeline.run import run_recipe
+    from truing.pipeline.run import preview, run_recipe
     from truing.rundir import REPORT_FILE, SUMMARY_FILE
 
     console = Console()
+    if dry_run:
+        preview(recipe, where=where, console=console)
+        return
     output = run_recipe(recipe, where=where, resume=resume, overwrite=overwrite, console=console)
     summary = Summary.model_validate_json((output / SUMMARY_FILE).read_text(encoding="utf-8"))
     console.print(stage_table(summary, console.width))
@@ -362,13 +373,21 @@ def _terminate(*_: Any) -> None:
     raise Terminated
 
 
+def _without_secrets(kind: type[BaseException], error: BaseException, place: Any) -> None:
+    print(
+        redacted("".join(traceback.format_exception(kind, error, place))), file=sys.stderr, end=""
+    )
+
+
 def main() -> None:
-    """The entry point: errors become one message and their exit code."""
+    """The entry point: errors become one message and their exit code. What is printed of one shows
+    no value of an environment variable that is named like a secret."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.excepthook = _without_secrets
     try:
         app(exit_on_error=True)
     except TruingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except Terminated:
         sys.exit(143)

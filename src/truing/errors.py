@@ -16,6 +16,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -93,3 +95,16 @@ def suggest(name: str, valid: Iterable[str]) -> str:
         return f"use one of: {listed}"
     others = f" (or {', '.join(near[1:])})" if near[1:] else ""
     return f"did you mean '{near[0]}'{others}? (valid: {listed})"
+
+
+SECRET = re.compile(r"token|key|secret|passw|credential", re.IGNORECASE)
+SHORTEST_SECRET = 8
+"""Characters. A shorter value is a word that may stand anywhere."""
+
+
+def redacted(text: str) -> str:
+    """`text` without the values of environment variables that are named like secrets."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= SHORTEST_SECRET:
+            text = text.replace(value, "***")
+    return text

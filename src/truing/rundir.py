@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +29,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from truing.errors import CheckpointError, UsageError
+from truing.errors import CheckpointError
+from truing.storage import DISK, MANIFEST_FILE, read_manifest, seal, write_file, writing
 
 SCHEMA_VERSION = 1
 RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.jsonl"
@@ -44,9 +46,10 @@ class RunInfo(BaseModel):
     schema_version: int = SCHEMA_VERSION
     stage: str
     method: str
-    status: Literal["running", "completed", "failed"] = "running"
+    status: Literal["running", "completed", "stopped", "failed"] = "running"
+    """stopped: by a signal. running without anybody who holds the lock: killed."""
     reason: str = ""
-    """Why it failed, in the words of the error."""
+    """Why it failed or stopped, in the words of the error."""
     started: str = ""
     """UTC, ISO 8601."""
     wall_seconds: float | None = None
@@ -54,7 +57,10 @@ class RunInfo(BaseModel):
     parents: dict[str, str] = Field(default_factory=dict)
     """Role (from, data, reward, ...) -> the parent stage or path."""
     fingerprint: str = ""
-    """Hash of the resolved config and the parents' fingerprints: what the result depends on."""
+    """Hash of `inputs`."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """What the result depends on, part by part -> its hash: config, seed, model, tokenizer, data,
+    code, and the parents."""
     versions: dict[str, str] = Field(default_factory=dict)
     device: str = ""
     steps: int = 0
@@ -67,6 +73,17 @@ class RunInfo(BaseModel):
     """What else is worth keeping: counts of dropped rows, first-step numbers, ..."""
 
 
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoint-N folders of a run, newest first, whole or not."""
+    found = [
+        (int(m[1]), p) for p in run.glob("checkpoint-*") if (m := CHECKPOINT.fullmatch(p.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
 class RunDirectory:
     """One stage's folder."""
 
@@ -75,9 +92,10 @@ class RunDirectory:
 
     def start(self, info: RunInfo, config: Mapping[str, Any], *, keep: bool = False) -> None:
         """Empty the folder, unless it is to be gone on from, and write who runs with what."""
-        if self.path.exists() and not keep:
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            if self.path.exists() and not keep:
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False))
         info.started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.write_info(info)
@@ -99,11 +117,35 @@ class RunDirectory:
                 remedy="remove the stage's folder and run again with --resume",
             ) from error
 
+    def finish(self, info: RunInfo) -> None:
+        """Everything is on the disk, with its digests; then run.json says `completed`."""
+        seal(self.path, {"stage": info.stage}, without=self._is_no_result)
+        info.status = "completed"
+        self.write_info(info)
+
+    def _is_no_result(self, path: Path) -> bool:
+        inside = path.relative_to(self.path)
+        own = inside.as_posix() in (RUN_FILE, MANIFEST_FILE)
+        return own or inside.parts[0].startswith((".", "checkpoint-"))
+
+    def verify(self) -> None:
+        """Every file of a finished run is what it was. Raises CheckpointError that names one that
+        is not."""
+        read_manifest(self.path)
+
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line to metrics.jsonl."""
         line = json.dumps({"step": step, **metrics}, allow_nan=False)
-        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        file = self.path / METRICS_FILE
+        with writing(file):
+            DISK.append(file, f"{line}\n".encode())
+
+    def sync_metrics(self) -> None:
+        """The lines so far are on the disk."""
+        file = self.path / METRICS_FILE
+        if file.exists():
+            with writing(file):
+                DISK.sync_file(file)
 
     @property
     def metrics_bytes(self) -> int:
@@ -142,10 +184,7 @@ class RunDirectory:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` whole, so that no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_file(path, text.encode())
 
 
 def read_jsonl(path: Path, allow_cut: bool = False) -> Iterator[dict[str, Any]]:
@@ -164,31 +203,3 @@ def fingerprint(*parts: Any) -> str:
     """A short hash of JSON-able parts, the same on every machine."""
     canonical = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def claim_output(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make `path` ours: empty, or continued with --resume, or emptied with --overwrite.
-
-    Raises UsageError for a folder that holds something and neither flag, for a file, and for a
-    folder that --overwrite would empty but that no recipe made.
-    """
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite exclude each other", remedy="give one of them")
-    if path.exists() and not path.is_dir():
-        raise UsageError("the output is a file", where=str(path), remedy="choose another output")
-    occupied = path.is_dir() and any(path.iterdir())
-    if occupied and overwrite:
-        if not any(path.glob(f"*/{RUN_FILE}")):
-            raise UsageError(
-                "--overwrite would delete a folder that is no run",
-                where=str(path),
-                remedy="choose another output, or empty the folder yourself",
-            )
-        shutil.rmtree(path)
-    elif occupied and not resume:
-        raise UsageError(
-            "the output folder is not empty",
-            where=str(path),
-            remedy="--resume keeps what is done, --overwrite starts over, or choose another output",
-        )
-    path.mkdir(parents=True, exist_ok=True)

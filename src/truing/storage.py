@@ -15,14 +15,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from truing.errors import CheckpointError, ResourceError
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
 CHUNK = 1 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Disk:
@@ -54,7 +58,12 @@ class Disk:
         path.mkdir(parents=True)
 
     def rename(self, old: Path, new: Path) -> None:
-        old.rename(new)
+        old.replace(new)
+
+    def append(self, path: Path, content: bytes) -> None:
+        """More at the end of a file; on the disk after `sync_file`."""
+        with path.open("ab") as file:
+            file.write(content)
 
     def remove_folder(self, path: Path) -> None:
         shutil.rmtree(path)
@@ -64,6 +73,38 @@ class Disk:
 
 
 DISK = Disk()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong while `path` is written, as a ResourceError that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        full = number in FULL or "No space left" in str(error) or "File too large" in str(error)
+        do = "free some space" if full else "make the folder writable"
+        raise ResourceError(
+            f"cannot be written ({getattr(error, 'strerror', None) or error})",
+            where=str(path),
+            remedy=f"{do} and --resume: what was saved before is untouched",
+        ) from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace `path` whole: a reader finds the old content or the new one, also after a power cut.
+
+    Raises ResourceError if it cannot be written; the old content is still there then.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            DISK.write(beside, content)
+            DISK.rename(beside, path)
+            DISK.sync_folder(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def write_folder(
@@ -88,44 +129,54 @@ def write_folder(
             remedy="free some space, or lower save_total_limit; then --resume",
         )
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        _write(beside, folder, fill, facts, disk)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise ResourceError(
-            f"cannot be written ({error.strerror or error})",
-            where=str(folder),
-            remedy="free some space and --resume: what was saved before is untouched"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            else "make the folder writable and --resume: what was saved before is untouched",
-        ) from error
+    with writing(folder):
+        try:
+            disk.make_folder(beside)
+            fill(beside)
+            _seal(beside, list(files_of(beside)), facts, disk)
+            if folder.exists():
+                disk.remove_folder(folder)
+            disk.rename(beside, folder)
+            disk.sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write(
-    beside: Path,
-    folder: Path,
-    fill: Callable[[Path], None],
-    facts: dict[str, Any],
-    disk: Disk,
-) -> None:
-    disk.make_folder(beside)
-    fill(beside)
+def move_into(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Put the files that `fill` writes into an empty folder among those of `folder`, each whole."""
+    beside = folder / f".{os.getpid()}.partial"
+    with writing(folder):
+        try:
+            DISK.make_folder(beside)
+            fill(beside)
+            for path in list(files_of(beside)):
+                DISK.sync_file(path)
+                place = folder / path.relative_to(beside)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                DISK.rename(path, place)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def seal(folder: Path, facts: dict[str, Any], *, without: Callable[[Path], bool]) -> None:
+    """Files of `folder`, but for those of which `without` is true, are on the disk, and
+    manifest.json says which bytes they are."""
+    with writing(folder):
+        _seal(folder, [path for path in files_of(folder) if not without(path)], facts, DISK)
+
+
+def _seal(folder: Path, paths: list[Path], facts: dict[str, Any], disk: Disk) -> None:
     files: dict[str, dict[str, Any]] = {}
-    for path in files_of(beside):
+    for path in paths:
         disk.sync_file(path)
-        files[path.relative_to(beside).as_posix()] = {
+        files[path.relative_to(folder).as_posix()] = {
             "bytes": path.stat().st_size,
             "sha256": digest(path),
         }
     manifest = {"manifest_version": MANIFEST_VERSION, "facts": facts, "files": files}
-    disk.write(beside / MANIFEST_FILE, json.dumps(manifest, indent=1, allow_nan=False).encode())
-    for inner in [p for p in beside.rglob("*") if p.is_dir()]:
+    disk.write(folder / MANIFEST_FILE, json.dumps(manifest, indent=1, allow_nan=False).encode())
+    for inner in sorted({path.parent for path in paths} | {folder}):
         disk.sync_folder(inner)
-    disk.sync_folder(beside)
-    if folder.exists():
-        disk.remove_folder(folder)
-    disk.rename(beside, folder)
-    disk.sync_folder(folder.parent)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -9,11 +9,14 @@ from typing import Any
 from truing.config import Recipe, apply_override, check_recipe, read_value
 from truing.errors import UsageError
 
+SWITCHES = ("resume", "overwrite", "dry_run")
+"""Flags that are no part of a recipe."""
+
 
 def single_stage(
     method: str, model: str, data: str, output: Path, knobs: list[str], every_row_is_a_test: bool
-) -> tuple[Recipe, bool, bool]:
-    """A recipe of one stage from `--key value` flags: (recipe, resume, overwrite).
+) -> tuple[Recipe, dict[str, bool]]:
+    """A recipe of one stage from `--key value` flags, and which of SWITCHES were given.
 
     Dotted keys (`--model.lora.rank 8`, `--data.test-rows 0.2`) go to the recipe's sections,
     plain ones to the stage.
@@ -26,11 +29,11 @@ def single_stage(
         "stages": {method: {"method": method}},
     }
     flags = dict(read_flags(knobs))
-    resume, overwrite = (flags.pop(name, "false") != "false" for name in ("resume", "overwrite"))
+    switches = {name: flags.pop(name, "false") != "false" for name in SWITCHES}
     for key, value in flags.items():
         section = key if "." in key or key == "seed" else f"stages.{method}.{key}"
         apply_override(raw, f"{section}={value}")
-    return check_recipe(raw, f"truing {method}"), resume, overwrite
+    return check_recipe(raw, f"truing {method}"), switches
 
 
 def read_flags(tokens: list[str]) -> Iterator[tuple[str, str]]:

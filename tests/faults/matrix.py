@@ -5,8 +5,9 @@
     Xn   stops with exit code n; what was saved is intact, and --resume ends the same
     Rn   refused with exit code n before any work
 
-A stage that is absent cannot meet the fault. Kinds that need several processes (P14, P15) come with
-them; the lab's (L) come with the lab.
+A stage that is absent cannot meet the fault: Best-of-N saves nothing in its middle (it is drawn
+again, the same), so it has no checkpoint to damage, mistake, or edit data under. Kinds that need
+several processes (P14, P15) come with them; the lab's (L) come with the lab.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ MATRIX: dict[str, tuple[str, dict[str, str]]] = {
     "P5": ("power cut", _all("S")),
     "P6": ("disk full", _all("X6")),
     "P7": ("read-only folder, input/output error", _all("X6") | {"lab": "R2", "cli": "R2"}),
-    "P8": ("newest checkpoint damaged", _all("S")),
-    "P9": ("every checkpoint damaged", _all("X8")),
-    "P10": ("a checkpoint of something else", _all("R8")),
+    "P8": ("newest checkpoint damaged", _all("S", *TRAINED)),
+    "P9": ("every checkpoint damaged", _all("X8", *TRAINED)),
+    "P10": ("a checkpoint of something else", _all("R8", *TRAINED)),
     "P11": ("two processes on one run, a stale lock", _all("R2")),
     "P12": ("out of memory in a micro-batch", _all("D")),
     "P13": ("resumed again and again", _all("S", *TRAINED)),
@@ -46,7 +47,7 @@ MATRIX: dict[str, tuple[str, dict[str, str]]] = {
     "D6": ("surrogates, NUL, invalid UTF-8, BOM", _all("D") | {"cli": "D"}),
     "D7": ("control tokens spelt out in text", _all("S")),
     "D8": ("cut file, bomb, archive, link", _all("R3", "sft", "dpo", "grpo", "cli")),
-    "D9": ("data edited between save and resume", _all("R8")),
+    "D9": ("data edited between save and resume", _all("R8", *TRAINED)),
     "D10": ("no rows, one row, fewer than a batch", _all("D")),
     "T1": ("missing or doubled special tokens", _all("S")),
     "T2": ("chat template missing, raising, endless, hostile", _all("R4")),

@@ -9,10 +9,12 @@ import signal
 import pytest
 import torch
 from disks import BadDisk, CountedDisk, FullDisk, KilledDisk
+from storage_damage import DAMAGE
 
 from truing.errors import CheckpointError, ResourceError
+from truing.rundir import checkpoints
 from truing.storage import MANIFEST_FILE, read_manifest
-from truing.training.checkpoints import State, checkpoints, load_state, newest, save_checkpoint
+from truing.training.checkpoints import State, load_state, newest, save_checkpoint
 
 FACTS = {"fingerprint": "this"}
 
@@ -164,26 +166,6 @@ def test_a_save_that_has_returned_is_there_after_a_power_cut(run):
     assert found(run) == 3
 
 
-DAMAGE = {
-    "deleted": lambda file: file.unlink(),
-    "empty": lambda file: file.write_bytes(b""),
-    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
-    "a byte short": lambda file: file.write_bytes(file.read_bytes()[:-1]),
-    "first bit": lambda file: flip(file, 0),
-    "middle bit": lambda file: flip(file, file.stat().st_size // 2),
-    "last bit": lambda file: flip(file, file.stat().st_size - 1),
-    "of another step": lambda file: shutil.copy(
-        str(file).replace("checkpoint-2", "checkpoint-1"), file
-    ),
-}
-
-
-def flip(file, place):
-    content = bytearray(file.read_bytes())
-    content[place] ^= 4
-    file.write_bytes(content)
-
-
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, kind):
     files = [p.relative_to(run) for p in (run / "checkpoint-2").rglob("*") if p.is_file()]
@@ -192,7 +174,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, kind):
         copy = run.parent / "damaged"
         shutil.copytree(run, copy)
         before = (copy / file).read_bytes()
-        DAMAGE[kind](copy / file)
+        DAMAGE[kind](copy / file, copy / "checkpoint-1" / file.relative_to("checkpoint-2"))
         if (copy / file).exists() and (copy / file).read_bytes() == before:
             shutil.rmtree(copy)
             continue  # the same file in both steps

@@ -11,10 +11,9 @@ import torch
 from small_groups import random_groups, scorer
 from truing.config import Lora, Model
 from truing.pipeline.keeping import kept, resumed
-from truing.rundir import RunDirectory
+from truing.rundir import RunDirectory, checkpoints
 from truing.training.arrange import arrange
 from truing.training.build import build
-from truing.training.checkpoints import checkpoints
 from truing.training.inputs import Inputs
 from truing.training.loop import Progress, measure, train
 from truing.training.method import resolve

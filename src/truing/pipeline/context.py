@@ -57,8 +57,10 @@ class Context:
 
     @cached_property
     def data_digest(self) -> str:
-        """Hash of the rows as read, so that an edited file is not taken for the old one."""
-        return fingerprint([[asdict(g) for g in self.groups("data", s)] for s in ("train", "test")])
+        """Hash of the rows as read, so that an edited file is not taken for the old one; where
+        they lie is no part of them."""
+        splits = [self.groups("data", split) for split in ("train", "test")]
+        return fingerprint([[asdict(replace(g, where="")) for g in split] for split in splits])
 
     @cached_property
     def tokenizer(self) -> ChatTokenizer:

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from truing.config import Training
-from truing.rundir import RunDirectory
+from truing.errors import ResourceError
+from truing.rundir import RunDirectory, RunInfo
+from truing.storage import DISK
 from truing.training.build import Built
 from truing.training.checkpoints import State, load_state, newest, save_checkpoint
 from truing.training.keeper import Keeper
@@ -19,6 +21,11 @@ from truing.training.state import capture, restore
 
 Export = Callable[[Path, Mapping[str, Tensor]], None]
 """Writes into a folder what others open, from these masters."""
+
+
+def own_facts(info: RunInfo) -> dict[str, Any]:
+    """Whose checkpoint it is: a resumed run refuses one of anything else. Our code may change."""
+    return {"stage": info.stage, **{k: v for k, v in info.inputs.items() if k != "code"}}
 
 
 def kept(
@@ -37,6 +44,7 @@ def kept(
         return found
 
     def save(taken: int, state: State) -> None:
+        run.sync_metrics()  # the checkpoint says how long the file is
         save_checkpoint(
             run.path,
             taken,
@@ -54,6 +62,28 @@ def kept(
         every_steps=training.save_steps,
         every_seconds=None if minutes is None else 60 * minutes,
     )
+
+
+def preflight(built: Built, training: Training, run: RunDirectory) -> None:
+    """There is room for what will be saved. Raises ResourceError with the bytes that are needed,
+    before the first step rather than at the first save.
+
+    A checkpoint is at least masters, two moments each, and the weights that others open.
+    """
+    masters = sum(master.nbytes for master in built.step.masters.masters.values())
+    exported = 4 * sum(p.numel() for p in built.roles.policy.parameters())
+    saves = training.save_steps is not None or training.save_minutes is not None
+    folders = training.save_total_limit + 1 if saves else 0  # the oldest goes after the newest came
+    needed = folders * (3 * masters + exported) + exported
+    free = DISK.free_bytes(run.path)
+    if free < needed:
+        raise ResourceError(
+            f"{needed:,} bytes are needed for {folders} checkpoints and the result, {free:,} are "
+            "free",
+            where=str(run.path),
+            remedy="free some space, choose another output, lower save_total_limit, or turn "
+            "checkpoints off: save_minutes: null",
+        )
 
 
 def resumed(

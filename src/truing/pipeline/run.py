@@ -16,15 +16,17 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-import truing
-from truing.config import REWARD_ROLES, WITHOUT_EFFECT, Recipe
-from truing.errors import ResourceError, UsageError
+from truing.config import REWARD_ROLES, Recipe
+from truing.errors import ResourceError, UsageError, redacted
 from truing.evaluation.report import write_report
 from truing.pipeline import graph, machine, stages
 from truing.pipeline.context import Context
+from truing.pipeline.decisions import Decision, decide, refuse
+from truing.pipeline.keys import key_of
 from truing.pipeline.stages.base import PipelineStage
 from truing.pipeline.summarise import summarise
-from truing.rundir import SUMMARY_FILE, RunInfo, claim_output, fingerprint, write_text
+from truing.rundir import SUMMARY_FILE, RunInfo, write_text
+from truing.runs.claim import claimed
 
 SHOWN = ("loss", "eval/accuracy", "rewards/accuracies", "objective/scores", "objective/kl")
 """Metrics worth a place on the progress line."""
@@ -37,36 +39,53 @@ def run_recipe(
 
     Raises TruingError; a stage that fails says so in its run.json.
     """
-    planned = {name: stages.read(name, raw, where) for name, raw in recipe.stages.items()}
-    parents = {name: stage.config.parents() for name, stage in planned.items()}
-    names = graph.order(parents, where)
+    context, planned, parents = _checked(recipe, where, console)
+    output = context.output
+    with claimed(output, resume=resume, overwrite=overwrite):
+        decisions = decide(context, planned, parents)
+        refuse(decisions, context)
+        _say_data(context)
+        for number, (name, decision) in enumerate(decisions.items(), start=1):
+            label = f"[{number}/{len(decisions)}] {name} ({planned[name].config.method})"
+            if decision.action == "keep":
+                context.say(f"{label}: {decision.why}, kept")
+            else:
+                _run_stage(context, planned[name], parents[name], decision, label, console)
+            planned[name].tidy(context)
+        summary = summarise(context, planned)
+        write_text(output / SUMMARY_FILE, summary.model_dump_json(indent=2) + "\n")
+        write_report(output)
+    return output
+
+
+def preview(recipe: Recipe, *, where: str, console: Console) -> None:
+    """Say what would be done about each stage, and why; write nothing."""
+    context, planned, parents = _checked(recipe, where, console)
+    for name, decision in decide(context, planned, parents).items():
+        method = planned[name].config.method
+        context.say(f"{decision.action:7} {name} ({method}): {decision.why}")
+
+
+Planned = Mapping[str, PipelineStage]
+Parents = Mapping[str, Mapping[str, str]]
+
+
+def _checked(recipe: Recipe, where: str, console: Console) -> tuple[Context, Planned, Parents]:
+    """The stages of a recipe in the order they run, and their parents; all that can be found wrong
+    before weights are loaded is."""
+    stages_of = {name: stages.read(name, raw, where) for name, raw in recipe.stages.items()}
+    parents = {name: stage.config.parents() for name, stage in stages_of.items()}
+    planned = {name: stages_of[name] for name in graph.order(parents, where)}
     _check_kinds(planned, parents, where)
-    output = Path(recipe.output)
     context = Context(
         recipe,
-        output,
+        Path(recipe.output),
         where,
         say=lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False),
     )
     for stage in planned.values():
         stage.check(context)
-    claim_output(output, resume=resume, overwrite=overwrite)
-    _say_data(context)
-    marks: dict[str, str] = {}
-    for number, name in enumerate(names, start=1):
-        marks[name] = _mark(context, planned[name], parents[name], marks)
-        done = context.run(name).info()
-        same = done is not None and done.fingerprint == marks[name]
-        label = f"[{number}/{len(names)}] {name} ({planned[name].config.method})"
-        if same and done is not None and done.status == "completed":
-            context.say(f"{label}: done before, kept")
-            continue
-        earlier = done if same else None  # stopped: it goes on from what it saved
-        _run_stage(context, planned[name], parents[name], marks[name], label, console, earlier)
-    summary = summarise(context, planned)
-    write_text(output / SUMMARY_FILE, summary.model_dump_json(indent=2) + "\n")
-    write_report(output)
-    return output
+    return context, planned, parents
 
 
 def _check_kinds(
@@ -87,40 +106,26 @@ def _check_kinds(
                 )
 
 
-def _mark(
-    context: Context, stage: PipelineStage, parents: Mapping[str, str], marks: Mapping[str, str]
-) -> str:
-    """What the result of a stage depends on, as a hash: its knobs, inputs, parents and our code."""
-    recipe = context.recipe
-    return fingerprint(
-        truing.__version__,
-        {k: v for k, v in stage.knobs.items() if k not in WITHOUT_EFFECT},
-        context.seed(stage.name, stage.config.seed),
-        recipe.model.model_dump(),
-        recipe.data.model_dump(),
-        context.data_digest,
-        {role: marks.get(name, name) for role, name in parents.items()},
-    )
-
-
 def _run_stage(
     context: Context,
     stage: PipelineStage,
     parents: Mapping[str, str],
-    mark: str,
+    decision: Decision,
     label: str,
     console: Console,
-    earlier: RunInfo | None,
 ) -> None:
-    """One stage from an empty folder, or from where it stopped `earlier`, to `completed`, or to
-    `failed` with the reason."""
-    run = context.run(stage.name)
+    """One stage from an empty folder, or from where it stopped earlier, to `completed`, or to
+    `failed` or `stopped` with the reason."""
+    run, earlier = context.run(stage.name), decision.earlier
+    if run.info() is not None:
+        context.say(f"{label}: {'goes on ' if earlier else 'runs again, '}{decision.why}")
     info = RunInfo(
         stage=stage.name,
         method=stage.config.method,
         seed=context.seed(stage.name, stage.config.seed),
         parents=dict(parents),
-        fingerprint=mark,
+        fingerprint=key_of(decision.inputs),
+        inputs=decision.inputs,
         versions=machine.versions(),
         device=str(context.device),
     )
@@ -137,9 +142,13 @@ def _run_stage(
 
             totals = stage.run(context, info, tick)
     except BaseException as error:  # whatever it was, run.json says so before it goes on
-        info.status, info.reason = "failed", str(error) or type(error).__name__
+        info.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        info.reason = redacted(str(error) or type(error).__name__)
         info.wall_seconds = round(time.monotonic() - started, 3)
-        run.write_info(info)
+        try:
+            run.write_info(info)
+        except ResourceError as another:  # the first error says more
+            context.say(f"{label}: {another}")
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise ResourceError(
                 "out of memory",
@@ -147,12 +156,11 @@ def _run_stage(
                 remedy="lower micro_batch_tokens or sampling_batch_size: neither changes results",
             ) from error
         raise
-    info.status = "completed"
     info.facts["dropped_rows"] = context.dropped
     info.wall_seconds = round(time.monotonic() - started, 3)
     info.steps, info.tokens, info.model_copies = totals.steps, totals.tokens, totals.model_copies
     info.peak_memory_bytes = machine.peak_memory()
-    run.write_info(info)
+    run.finish(info)
     if not console.is_terminal:
         context.say(f"{label}: {info.wall_seconds:.0f} s")
 

@@ -12,7 +12,6 @@ No pickle is written or read.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,9 +23,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from truing.errors import CheckpointError
+from truing.rundir import checkpoints
 from truing.storage import DISK, Disk, read_manifest, write_folder
 
-NAME = re.compile(r"checkpoint-(\d+)")
 STATE_FOLDER, NUMBERS_FILE = "state", "numbers.json"
 
 
@@ -78,12 +77,6 @@ def save_checkpoint(
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The checkpoint-N folders of a run, newest first, whole or not."""
-    found = [(int(m[1]), p) for p in run.glob("checkpoint-*") if (m := NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found, reverse=True)]
 
 
 def newest(run: Path, expected: Mapping[str, Any], say: Callable[[str], None]) -> Path | None:

@@ -57,7 +57,8 @@ class Keeper:
             yield
         except KeyboardInterrupt:
             self._ignore_signals()
-            self.write(self.taken, wait=True)
+            if not self.busy:  # else half a step is in the weights: the last checkpoint it is
+                self.write(self.taken, wait=True)
             raise
         finally:
             for number, handler in self.handlers.items():

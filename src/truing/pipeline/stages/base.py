@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from truing.config import Stage
@@ -42,9 +43,22 @@ class PipelineStage(ABC):
         """Every key with its value, for config.yaml."""
         return self.config.model_dump(mode="json", by_alias=True)
 
+    @property
+    def modules(self) -> list[str]:
+        """Modules of ours that its result comes from, with all that they import."""
+        return [type(self).__module__]
+
+    @property
+    def files(self) -> list[Path]:
+        """Further source files that are found by name, not imported."""
+        return []
+
     def check(self, context: Context) -> None:
         """Whatever can be found wrong before weights are loaded. Raises TruingError."""
 
     @abstractmethod
     def run(self, context: Context, info: RunInfo, tick: Tick) -> Totals:
         """Do it; write into `context.run(self.name)`; add facts to `info`."""
+
+    def tidy(self, context: Context) -> None:
+        """Remove what was kept for --resume alone: the stage is done, its result on the disk."""

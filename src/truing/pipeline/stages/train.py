@@ -17,14 +17,16 @@ from truing.groups import Group, TokenGroup
 from truing.models import saving
 from truing.models.loading import DTYPES
 from truing.objectives.base import Objective
+from truing.pipeline.code_version import room
 from truing.pipeline.context import Context, Tick
-from truing.pipeline.keeping import kept, resumed
+from truing.pipeline.keeping import kept, own_facts, preflight, resumed
 from truing.pipeline.stages.base import PipelineStage, Totals
 from truing.rewards.base import Patience, Reward, Scores
 from truing.rollouts.collect import Rollout, Scorer
 from truing.rollouts.sampler import sample
 from truing.rollouts.scoring import score_groups
-from truing.rundir import RunInfo
+from truing.rundir import RunInfo, checkpoints
+from truing.storage import move_into
 from truing.training.arrange import (
     arrange,
     check_columns,
@@ -33,7 +35,6 @@ from truing.training.arrange import (
     check_rows,
 )
 from truing.training.build import Built, build
-from truing.training.checkpoints import checkpoints
 from truing.training.inputs import Inputs
 from truing.training.loop import Progress, measure, train
 from truing.training.method import Method, resolve
@@ -64,6 +65,18 @@ class Train(PipelineStage):
     @property
     def knobs(self) -> dict[str, Any]:
         return self.method.knobs
+
+    @property
+    def modules(self) -> list[str]:
+        """With the objective's own, and those of a mixture's parts."""
+        parts = [part.objective for part in getattr(self.method.objective, "built", ())]
+        used = [type(objective).__module__ for objective in (self.method.objective, *parts)]
+        return [*super().modules, *used]
+
+    @property
+    def files(self) -> list[Path]:
+        """Credit, curation and engines are found by name."""
+        return room("rollouts") if self.method.draws else []
 
     def check(self, context: Context) -> None:
         """The reward is known and the rows are usable; a stage's rows are checked once made."""
@@ -111,9 +124,9 @@ class Train(PipelineStage):
             return measure(step, built.heldout)
 
         run, progress = context.run(self.name), Progress()
-        facts = {"stage": self.name, "fingerprint": info.fingerprint}
+        preflight(built, self.method.training, run)
+        facts = own_facts(info)
         if folder := resumed(built, run, progress, facts, context.say):
-            context.say(f"{self.name}: goes on from {folder.name}")
             info.facts["resumed_from"] = folder.name
         keeper = kept(
             built,
@@ -146,10 +159,12 @@ class Train(PipelineStage):
             info.facts["reward_model"] = self._judge(context, inputs, built)
         elif not self.method.draws:
             self._draw_samples(context, inputs, built)
-        if self.method.training.save_steps is None:  # they were for --resume alone
-            for folder in checkpoints(run.path):
-                shutil.rmtree(folder)
         return Totals(progress.tokens, step.taken, built.roles.copies)
+
+    def tidy(self, context: Context) -> None:
+        if self.method.training.save_steps is None:
+            for folder in checkpoints(context.run(self.name).path):
+                shutil.rmtree(folder)
 
     def _inputs(self, context: Context) -> Inputs:
         training = self.method.training
@@ -242,9 +257,10 @@ class Train(PipelineStage):
         )
 
     def _keep(self, context: Context, inputs: Inputs, built: Built) -> None:
-        """Weights at the root of the run directory."""
+        """Weights at the root of the run directory, each file whole."""
         masters = {n: p.detach().cpu() for n, p in built.step.masters.masters.items()}
-        self._export(context, inputs, built, context.run(self.name).path, masters)
+        root = context.run(self.name).path
+        move_into(root, lambda into: self._export(context, inputs, built, into, masters))
 
     def _export(
         self,
