@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test mutants check bench experiments docs clean
+.PHONY: quickstart test mutants faults soak check bench experiments docs clean
 
 quickstart: $(VENV)/.quickstart  ## SFT, reward model, PPO, DPO, Best-of-N on a real model; one table
 	$(BIN)/truing run recipes/quickstart.yaml --resume
@@ -15,6 +15,13 @@ test: $(VENV)/.dev  ## the whole suite, random order, warnings are errors
 
 mutants: $(VENV)/.dev  ## would the suite see it? known bugs planted one at a time, in copies
 	$(BIN)/python -m tests.mutants --jobs $(or $(WORKERS),2)
+
+faults: $(VENV)/.dev  ## every fault of the matrix, all variants; rewrites docs/reliability.md
+	FAULTS=full FAULTS_JSON=faults.json $(BIN)/python -m pytest -n $(or $(WORKERS),2) -m fault
+	$(BIN)/python -m docs.reliability faults.json
+
+soak: $(VENV)/.dev  ## SFT, reward model, PPO, killed at random for as many minutes: MINUTES=120
+	$(BIN)/python tests/faults/soak.py --minutes $(or $(MINUTES),10)
 
 check: $(VENV)/.dev  ## format, lint, types, generated docs
 	$(BIN)/ruff format --check .

@@ -220,7 +220,8 @@ def test_sample_takes_every_sampling_key(truing):
 def test_a_stopped_run_says_so_and_can_be_run_again(truing, tmp_path, number, code):
     data = write(tmp_path / "d.jsonl", GOOD)
     flags = ("--model", "random:llama", "--data", data, "--output", "out", "--batch-size", "1")
-    command = ["sft", *flags, "--num-train-epochs", "9999"]
+    flags = (*flags, "--num-train-epochs", "99", "--max-steps", "150")
+    command = ["sft", *flags]
     process = subprocess.Popen(
         [sys.executable, "-m", "truing", *map(str, command)], cwd=tmp_path, stdout=subprocess.PIPE
     )
@@ -231,8 +232,11 @@ def test_a_stopped_run_says_so_and_can_be_run_again(truing, tmp_path, number, co
     process.send_signal(number)
     assert process.wait(timeout=60) == code
     process.stdout.close()
-    assert json.loads((tmp_path / "out/sft/run.json").read_text())["status"] == "failed"
-    again = truing("sft", *flags, "--num-train-epochs", "1", "--resume")
+    assert json.loads((tmp_path / "out/sft/run.json").read_text())["status"] == "stopped"
+    changed = truing("sft", *flags, "--learning-rate", "1e-5", "--resume")
+    assert changed.returncode == 8
+    assert "since then changed: learning_rate 0.0001 -> 1e-05" in changed.stderr
+    again = truing("sft", *flags, "--resume")
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "out/sft/run.json").read_text())["status"] == "completed"
 
