@@ -78,9 +78,8 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint-N folders of a run, newest first, whole or not."""
-    found = [
-        (int(m[1]), p) for p in run.glob("checkpoint-*") if (m := CHECKPOINT.fullmatch(p.name))
-    ]
+    named = [(CHECKPOINT.fullmatch(path.name), path) for path in run.glob("checkpoint-*")]
+    found = [(int(match[1]), path) for match, path in named if match]
     return [path for _, path in sorted(found, reverse=True)]
 
 

@@ -76,6 +76,12 @@ def test_a_save_is_read_back_and_the_oldest_goes(run):
     assert found(run) == 3
 
 
+def test_ten_is_newer_than_nine(run):
+    for step in (9, 10, 11):
+        save(run, step)
+    assert [folder.name for folder in checkpoints(run)] == ["checkpoint-11", "checkpoint-10"]
+
+
 def test_killed_at_every_operation(run):
     """SIGKILL in a process of its own: before, in the middle of and after every operation."""
     total = operations(run).count

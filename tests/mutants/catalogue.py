@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     credit,
+    durability,
     engine,
     exact,
     experiments,
@@ -31,6 +32,7 @@ ROOMS = (
     models,
     training,
     wiring,
+    durability,
     engine,
     rollouts,
     sampling,
