@@ -139,6 +139,22 @@ def test_the_doctor_reads_strange_text(tmp_path):
             stopped(result, 3, words)
 
 
+@pytest.mark.fault("D6", "cli")
+def test_a_recipe_is_read_as_rows_are(tmp_path):
+    """With a byte order mark and CRLF it is read; what is no text is refused at its byte."""
+    recipe = b"""\xef\xbb\xbfname: "\xd7\xa9"
+model: {path: "random:llama"}
+data: {path: none.jsonl}
+stages: {sft: {method: sft}}
+""".replace(b"\n", b"\r\n")
+    file = as_file(tmp_path / "recipe.yaml", recipe)
+    stopped(command(["run", str(file)], tmp_path), 3, "none.jsonl: no such file")
+    as_file(file, recipe.replace(b"\xa9", b""))
+    stopped(command(["run", str(file)], tmp_path), 2, "not UTF-8: byte 11 is 0xd7")
+    as_file(file, recipe.replace(b"\xa9", b"\xa9\0"))
+    stopped(command(["run", str(file)], tmp_path), 2, "not valid YAML")
+
+
 # D7
 
 CONTROL = [
