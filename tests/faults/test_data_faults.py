@@ -124,7 +124,7 @@ def test_wrong_turns_of_conversations(stage, out):
 @pytest.mark.fault("D1")
 @every_stage
 def test_nothing_but_bad_rows(stage, out):
-    data = written(out.parent / "rows.jsonl", [BAD["null"][0]] * 30)
+    data = written(out.parent / "rows.jsonl", [BAD["no completion"][0]] * 30)
     refused(truing(stage, out, *DROP, data=data), out, "30 of 30 rows", "and 25 more", "no row")
 
 

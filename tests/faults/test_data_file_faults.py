@@ -263,7 +263,7 @@ FILES = {
     ),
     "bomb": (
         lambda home: bomb(home / "rows.jsonl.gz", 400 << 20, b" " * 1000),
-        "bytes: 100 times its size",
+        "(the bound: 16 MiB, or 100 times its size)",
     ),
     "link": (
         lambda home: with_link(home / "data", str(outside(home / "data"))),
@@ -278,7 +278,7 @@ FILES = {
         "the archive is damaged",
     ),
     "bomb of rows": (
-        lambda home: bomb(home / "rows.jsonl.gz", 64 << 20, lines(ROWS[:1])),
+        lambda home: bomb(home / "rows.jsonl.gz", 40 << 20, lines(ROWS[:1])),
         "unpacks to more than 16,777,216 bytes",
     ),
     "tar by another name": (
@@ -300,12 +300,15 @@ FILES = {
     ),
     "link to nothing": (
         lambda home: with_link(home / "data", "gone.jsonl"),
-        "unknown kind of file '.jsonl'",
+        "b.jsonl: a link to nothing, or no plain file",
     ),
-    "link to itself": (lambda home: with_link(home / "data", "b.jsonl"), "b.jsonl"),
+    "link to itself": (
+        lambda home: with_link(home / "data", "b.jsonl"),
+        "b.jsonl: a link to nothing",
+    ),
     "pipe": (
         lambda home: os.mkfifo(folder(home / "data") / "b.jsonl") or home / "data",
-        "unknown kind of file '.jsonl'",
+        "b.jsonl: a link to nothing, or no plain file",
     ),
     "long line": (
         lambda home: bomb_of_one_line(home / "rows.jsonl"),

@@ -19,8 +19,8 @@ MUTANTS = (
     Mutant(
         "links_lead_out_of_a_data_folder",
         READERS,
-        "if not file.resolve().is_relative_to(inside):",
-        "if not file.parent.resolve().is_relative_to(inside):",
+        "if not Path(os.path.realpath(file)).is_relative_to(inside):",
+        "if not Path(os.path.abspath(file)).is_relative_to(inside):",
         (f"{FILES}::test_a_file_that_is_a_trap[grpo-link]",),
         "a data set from somewhere trains on a file of one's own",
     ),

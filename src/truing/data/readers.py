@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -72,9 +73,9 @@ def _chain(files: Iterable[tuple[Path, Reader]]) -> Iterator[Row]:
 def _files_of(folder: Path) -> list[Path]:
     """The visible files of a folder, sorted by name. Raises DataError for a link out of it."""
     files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
-    inside = folder.resolve()
+    inside = os.path.realpath(folder)
     for file in files:
-        if not file.resolve().is_relative_to(inside):
+        if not Path(os.path.realpath(file)).is_relative_to(inside):  # loops do not raise here
             raise DataError(
                 "a link that leads out of the folder",
                 where=str(file),
@@ -102,7 +103,11 @@ def _reader(file: Path) -> Reader:
     for ending, reader in READERS.items():
         if file.name.lower().endswith(ending) and file.is_file():
             return reader
-    what = "a folder inside a folder" if file.is_dir() else f"unknown kind of file '{file.suffix}'"
+    what = f"unknown kind of file '{file.suffix}'"
+    if not file.is_file():
+        what = (
+            "a folder inside a folder" if file.is_dir() else "a link to nothing, or no plain file"
+        )
     raise DataError(what, where=str(file), remedy=_VALID)
 
 
@@ -219,8 +224,8 @@ class _Unpacked(io.RawIOBase):
         self._room -= count
         if self._room < 0:
             raise DataError(
-                f"unpacks to more than {self._most:,} bytes: {MOST_RATIO} times its size, and more "
-                f"than {MOST_UNPACKED >> 20} MiB",
+                f"unpacks to more than {self._most:,} bytes (the bound: {MOST_UNPACKED >> 20} MiB, "
+                f"or {MOST_RATIO} times its size)",
                 where=self._where,
                 remedy="unpack it yourself if you trust it, and give the .jsonl",
             )

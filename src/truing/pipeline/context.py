@@ -187,7 +187,7 @@ class Context:
             self.dropped.setdefault(name, {}).update(found)
 
     @property
-    def declared(self) -> dict[str, Any]:
+    def data_facts(self) -> dict[str, Any]:
         """What was read and what became of it, for run.json: counts of rows, rows left out and
         rows that deserve a look, with reasons and places."""
         return {

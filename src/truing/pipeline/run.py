@@ -150,7 +150,7 @@ def _run_stage(
             ) from error
         raise
     info.status = "completed"
-    info.facts |= context.declared
+    info.facts |= context.data_facts
     info.wall_seconds = round(time.monotonic() - started, 3)
     info.steps, info.tokens, info.model_copies = totals.steps, totals.tokens, totals.model_copies
     info.peak_memory_bytes = machine.peak_memory()
@@ -179,7 +179,7 @@ def _say_data(context: Context) -> None:
         f"data: {kind} rows, {len(train):,} to train on, {len(test):,} held out "
         f"({context.recipe.data.path})"
     )
-    found = context.declared
+    found = context.data_facts
     for what, verb in (("dropped_rows", "dropped: "), ("doubtful_rows", "rows ")):
         for name, reasons in found[what].items():
             where = "" if name == "data" else f" ({name})"
