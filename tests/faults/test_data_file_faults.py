@@ -143,6 +143,7 @@ def test_the_doctor_reads_strange_text(tmp_path):
 def test_a_recipe_is_read_as_rows_are(tmp_path):
     """With a byte order mark and CRLF it is read; what is no text is refused at its byte."""
     recipe = b"""\xef\xbb\xbfname: "\xd7\xa9"
+output: out
 model: {path: "random:llama"}
 data: {path: none.jsonl}
 stages: {sft: {method: sft}}
