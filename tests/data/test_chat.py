@@ -292,3 +292,24 @@ def test_the_limit_is_for_prompt_and_longest_completion(chat: ChatTokenizer) -> 
 def test_no_group_that_fits_is_an_error(chat: ChatTokenizer) -> None:
     with pytest.raises(DataError, match="no row is left"):
         chat.fit([Group(Prompt("ppp"))], 2, bad_rows="drop")
+
+
+def test_only_a_text_that_must_be_too_long_is_not_tokenised() -> None:
+    """A token may stand for a thousand characters where the vocabulary has one that long."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["=" * 1_000])
+    chat = ChatTokenizer(tokenizer)
+    fits = Group(Prompt("p"), (Completion("=" * 1_000),), where="a:1")  # 1 + 1 + stop
+    long = Group(Prompt("p"), (Completion("x" * 2_999),), where="a:2")
+    huge = Group(Prompt("p"), (Completion("x" * 3_000),), where="a:3")
+    fitted = chat.fit([fits, long, huge], 3, bad_rows="drop")
+    assert fitted.groups == [fits]
+    assert [bad.detail for bad in fitted.dropped] == ["3,001 tokens", "3,001 characters"]
+
+
+def test_a_pair_of_the_same_tokens_is_a_bad_row() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    pair = Group(Prompt("p"), (Completion("A"), Completion("a")), 0, 1, "a:1")
+    with pytest.raises(DataError, match="a:1: chosen and rejected are the same tokens"):
+        ChatTokenizer(tokenizer).fit([pair], None)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import datasets
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from truing.data.readers import Row, read_rows
+from truing.data.readers import MOST_RATIO, MOST_UNPACKED, Row, read_rows
 from truing.errors import DataError, UnsafeFileError
 
 VALUES = [{"prompt": "Grüße", "score": 1}, {"prompt": "b\nc", "score": 2}]
@@ -101,6 +102,25 @@ def test_lines_in_a_json_file_are_told_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Extra data") as caught:
         list(read_rows(write(tmp_path / "a.json", JSONL)))
     assert "call it .jsonl" in caught.value.remedy
+
+
+def test_an_archive_that_packs_well_is_read_up_to_the_bound(tmp_path: Path) -> None:
+    """A small one whatever its ratio, and one of any size whose ratio is that of text."""
+    line = b'{"prompt": "' + b"x" * 4_000 + b'"}\n'
+    packed = gzip.compress(line * (MOST_UNPACKED // len(line)))
+    assert len(packed) * MOST_RATIO < MOST_UNPACKED
+    (tmp_path / "a.jsonl.gz").write_bytes(packed)
+    assert len(list(read_rows(str(tmp_path / "a.jsonl.gz")))) == MOST_UNPACKED // len(line)
+    (tmp_path / "b.jsonl.gz").write_bytes(packed + gzip.compress(line))
+    with pytest.raises(DataError, match=f"unpacks to more than {MOST_UNPACKED:,} bytes"):
+        list(read_rows(str(tmp_path / "b.jsonl.gz")))
+    noise = b"".join(
+        b'{"prompt": "%s"}\n' % random.Random(i).randbytes(500).hex().encode()
+        for i in range(20_000)
+    )
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(noise, compresslevel=1))
+    assert len(noise) > MOST_UNPACKED
+    assert len(list(read_rows(str(tmp_path / "c.jsonl.gz")))) == 20_000
 
 
 @pytest.mark.parametrize("name", ["a.pkl", "a.pt", "a.bin", "A.PKL"])

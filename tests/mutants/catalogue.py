@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     credit,
     durability,
+    durability_data,
     engine,
     exact,
     experiments,
@@ -49,6 +50,7 @@ ROOMS = (
     experiments,
     outside_rewards,
     reviewed,
+    durability_data,
 )
 MUTANTS: tuple[Mutant, ...] = tuple(mutant for room in ROOMS for mutant in room.MUTANTS)
 assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

@@ -137,8 +137,8 @@ MUTANTS = (
     Mutant(
         "beyond_the_last_position",
         CONTEXT,
-        "if longest > self.positions:",
-        "if longest > 10 * self.positions:",
+        "length + room <= self.positions:",
+        "length + room <= 10 * self.positions:",
         EVALUATE_TESTS,
         "an IndexError in the middle of a rollout",
     ),

@@ -32,6 +32,12 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise UsageError(
             f"not valid YAML: {error}", where=str(path), remedy="correct the line it names"
         ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"not UTF-8: byte {error.start + 1} is 0x{error.object[error.start]:02x}",
+            where=str(path),
+            remedy="save the file as UTF-8",
+        ) from error
     if not isinstance(raw, dict):
         raise UsageError("a recipe is a mapping", where=str(path), remedy="see recipes/")
     for override in overrides or []:

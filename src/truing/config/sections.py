@@ -99,7 +99,8 @@ class Data(Section):
     columns: dict[str, str] = Field(default_factory=dict)
     """Your column name -> the standard name (prompt, completion, chosen, rejected, label)."""
     bad_rows: Literal["error", "drop"] = "error"
-    """What happens to a row that cannot be used: stop with the list, or drop, count and say."""
+    """What happens to a row that cannot be used: stop with the list, or leave it out; run.json then
+    says how many, why and where."""
     max_rows: Positive | None = None
     """Read at most this many rows (null: all)."""
     max_length: Positive = 1024

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from truing.data.formats import BadRows, Dropped, settle
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SENTINEL = "an answer to look behind"
+MOST_CHARACTERS = 256
+"""Of a token, where the vocabulary does not have a longer one. Tokenizers that fold what they do
+not know into one token may stand for more than their longest entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +94,43 @@ class ChatTokenizer:
     def fit(
         self, groups: Iterable[Group], max_length: int | None, *, bad_rows: BadRows = "error"
     ) -> Fitted:
-        """Encode groups. A bad row is one that cannot be encoded, or whose prompt and longest
-        completion have more than `max_length` tokens: nothing is cut. Raises DataError for bad
-        rows unless they are to be dropped."""
+        """Encode groups. A bad row is one that cannot be encoded, whose prompt and longest
+        completion have more than `max_length` tokens (nothing is cut), or that is a pair of the
+        same tokens. Raises DataError for bad rows unless they are to be dropped."""
         fitted = Fitted([], [], [])
         for group in groups:
-            try:
-                tokens = self.encode(group)
-            except DataError as error:
-                fitted.dropped.append(Dropped(group.where, error.what))
-                continue
-            longest = max((len(completion.ids) for completion in tokens.completions), default=0)
-            length = len(tokens.prompt_ids) + longest
-            if max_length is not None and length > max_length:
-                reason = f"longer than max_length {max_length:,}"
-                fitted.dropped.append(Dropped(group.where, reason, f"{length:,} tokens"))
+            found = self._fitted(group, max_length)
+            if isinstance(found, Dropped):
+                fitted.dropped.append(found)
                 continue
             fitted.groups.append(group)
-            fitted.tokens.append(tokens)
+            fitted.tokens.append(found)
         settle(fitted.dropped, len(fitted.groups) + len(fitted.dropped), bad_rows)
         return fitted
+
+    def _fitted(self, group: Group, max_length: int | None) -> TokenGroup | Dropped:
+        """The ids of a group, or why it is a bad row."""
+        reason = f"longer than max_length {max_length:,}" if max_length else ""
+        characters = _characters(group)
+        if max_length is not None and characters > max_length * self._most_characters:
+            return Dropped(group.where, reason, f"{characters:,} characters")
+        try:
+            tokens = self.encode(group)
+        except DataError as error:
+            return Dropped(group.where, error.what)
+        lengths = [len(completion.ids) for completion in tokens.completions]
+        length = len(tokens.prompt_ids) + max(lengths, default=0)
+        if max_length is not None and length > max_length:
+            return Dropped(group.where, reason, f"{length:,} tokens")
+        if tokens.chosen is not None and len({c.ids for c in tokens.completions}) == 1:
+            return Dropped(group.where, "chosen and rejected are the same tokens")
+        return tokens
+
+    @cached_property
+    def _most_characters(self) -> int:
+        """No token stands for more characters: what has more of them for each token it may have is
+        too long, and is not tokenised to find out (ids take a hundred times a text's memory)."""
+        return max(MOST_CHARACTERS, *map(len, self.tokenizer.get_vocab()))
 
     def _prompt_ids(self, group: Group) -> tuple[int, ...]:
         if group.prompt.messages is not None:
@@ -226,6 +247,13 @@ class ChatTokenizer:
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return str(text)
+
+
+def _characters(group: Group) -> int:
+    """Of the prompt and the longest completion."""
+    messages = group.prompt.messages
+    said = [group.prompt.text] if messages is None else [m.content for m in messages]
+    return sum(map(len, said)) + max((len(c.text) for c in group.completions), default=0)
 
 
 def _dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:

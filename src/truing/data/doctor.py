@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from truing.data.chat import ChatTokenizer
+from truing.data.declared import CONTRADICTED, REPEATED, by_reason, doubtful
 from truing.data.formats import Dropped, parse_rows
 from truing.data.readers import read_rows
 from truing.data.rows import Format
@@ -58,9 +59,9 @@ class Examination:
     repeated_prompts: int
     """Rows whose prompt an earlier row has."""
     repeated_rows: int
-    """Rows whose prompt and completions an earlier row has."""
+    """Rows that say what an earlier row says."""
     contradictions: int
-    """Pairs that another row has the other way round."""
+    """Pairs that another row has the other way round, verdicts that another row denies."""
     chosen_longer: float | None
     """Share of pairs in which chosen has more characters than rejected; ties count a half."""
     ties: int | None
@@ -95,8 +96,7 @@ def examine(
     if tokenizer is not None:
         fitted = tokenizer.fit(groups, max_length, bad_rows="drop")
         groups, tokens, dropped = fitted.groups, fitted.tokens, dropped + fitted.dropped
-    contents = [(g.prompt, tuple(c.text for c in g.completions)) for g in groups]
-    pairs = set(contents) if parsed.type == "preference" else set()
+    known = doubtful(groups)
     return Examination(
         path=path,
         type=parsed.type,
@@ -105,8 +105,8 @@ def examine(
         rows=len(groups),
         dropped=dropped,
         repeated_prompts=len(groups) - len({g.prompt for g in groups}),
-        repeated_rows=len(contents) - len(set(contents)),
-        contradictions=sum((prompt, texts[::-1]) in pairs for prompt, texts in contents),
+        repeated_rows=len(known.get(REPEATED, ())),
+        contradictions=len(known.get(CONTRADICTED, ())),
         chosen_longer=_chosen_longer(groups) if parsed.type == "preference" else None,
         ties=_ties(groups) if parsed.type == "scored" else None,
         right_steps=_right_steps(groups) if parsed.type == "stepwise" else None,
@@ -125,8 +125,8 @@ def describe(examination: Examination) -> str:
     lines += _dropped_lines(e.dropped)
     for count, meaning in (
         (e.repeated_prompts, "have the prompt of an earlier row"),
-        (e.repeated_rows, "repeat an earlier row word for word"),
-        (e.contradictions, "prefer what another row rejects"),
+        (e.repeated_rows, REPEATED),
+        (e.contradictions, CONTRADICTED),
         (e.ties, "give all completions one score, which orders nothing"),
         (e.control_text, "spell out a control token, which is read as text"),
     ):
@@ -146,12 +146,8 @@ def describe(examination: Examination) -> str:
 
 def _dropped_lines(dropped: Iterable[Dropped]) -> list[str]:
     """Each reason with its count and first places, the most frequent first."""
-    places: dict[str, list[str]] = {}
-    for bad in dropped:
-        place = f"{bad.where} ({bad.detail})" if bad.detail else bad.where
-        places.setdefault(bad.reason, []).append(place)
     lines = []
-    for reason, where in sorted(places.items(), key=lambda item: -len(item[1])):
+    for reason, where in by_reason(dropped).items():
         shown = ", ".join(where[:PLACES]) + (", ..." if len(where) > PLACES else "")
         lines.append(f"  {len(where):,} dropped: {reason}: {shown}")
     return lines

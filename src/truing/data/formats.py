@@ -39,6 +39,7 @@ from truing.errors import DataError, suggest
 from truing.groups import CHOICE_COLUMNS, Completion, FinishReason, Group, GroupType
 
 BadRows = Literal["error", "drop"]
+CORRECT = "correct them, or set data.bad_rows=drop to leave them out"
 
 STANDARD = (
     *("prompt", "completion", "chosen", "rejected", "label", "messages"),
@@ -141,7 +142,9 @@ def parse_rows(
     return Parsed(groups, dropped, kind.type, common.format, common.implicit)
 
 
-def settle(dropped: Sequence[Dropped], total: int, bad_rows: BadRows) -> None:
+def settle(
+    dropped: Sequence[Dropped], total: int, bad_rows: BadRows, remedy: str = CORRECT
+) -> None:
     """Raises DataError with the count and the first five, unless bad rows may go and some stay."""
     if not dropped or (bad_rows == "drop" and len(dropped) < total):
         return
@@ -150,8 +153,6 @@ def settle(dropped: Sequence[Dropped], total: int, bad_rows: BadRows) -> None:
         lines.append(f"and {len(dropped) - 5:,} more")
     if bad_rows == "drop":
         remedy = "no row is left: check data.path, data.columns and data.max_length"
-    else:
-        remedy = "correct them, or set data.bad_rows=drop to leave them out"
     what = f"{len(dropped):,} of {total:,} rows cannot be used"
     raise DataError("\n  ".join([what, *lines]), remedy=remedy)
 

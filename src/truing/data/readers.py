@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 from truing.errors import DataError, UnsafeFileError
 
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin")
 SAVED_DATASET = ("dataset_info.json", "dataset_dict.json")
+LONGEST_LINE = 64 << 20
+"""Bytes of a line of .jsonl."""
+MOST_UNPACKED, MOST_RATIO = 16 << 20, 100
+"""An archive may unpack to this many bytes, or to this many times its own size if that is more.
+Text packs to a tenth of its size; only what is made for it packs to a thousandth."""
+CHUNK = 1 << 20
+"""Bytes that are unpacked at a time."""
 
 
 class Row(NamedTuple):
@@ -62,8 +71,16 @@ def _chain(files: Iterable[tuple[Path, Reader]]) -> Iterator[Row]:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """The visible files of a folder, sorted by name."""
+    """The visible files of a folder, sorted by name. Raises DataError for a link out of it."""
     files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    inside = os.path.realpath(folder)
+    for file in files:
+        if not Path(os.path.realpath(file)).is_relative_to(inside):  # loops do not raise here
+            raise DataError(
+                "a link that leads out of the folder",
+                where=str(file),
+                remedy="copy the file it names into the folder, or give that file as the path",
+            )
     if any(file.name in SAVED_DATASET for file in files):
         raise DataError(
             "this folder was written by datasets.save_to_disk",
@@ -86,13 +103,17 @@ def _reader(file: Path) -> Reader:
     for ending, reader in READERS.items():
         if file.name.lower().endswith(ending) and file.is_file():
             return reader
-    what = "a folder inside a folder" if file.is_dir() else f"unknown kind of file '{file.suffix}'"
+    what = f"unknown kind of file '{file.suffix}'"
+    if not file.is_file():
+        what = (
+            "a folder inside a folder" if file.is_dir() else "a link to nothing, or no plain file"
+        )
     raise DataError(what, where=str(file), remedy=_VALID)
 
 
 def _read_jsonl(file: Path) -> Iterator[Row]:
     with _opened(file) as handle:
-        for number, line in _lines(handle, file.name):
+        for number, line in _lines(handle, file.name, LONGEST_LINE):
             if line.strip():  # a blank line holds no row
                 where = f"{file.name}:{number}"
                 # a line cut short ends here, not at the start of the next one
@@ -183,17 +204,60 @@ READERS: dict[str, Reader] = {
 _VALID = f"use one of: {', '.join(READERS)}"
 
 
+class _Unpacked(io.RawIOBase):
+    """What a .gz holds, until that is more than its size excuses.
+
+    Raises DataError while it is read, so that no line is ever held that is longer than allowed.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._where = file.name
+        self._archive = gzip.open(file)  # noqa: SIM115  closed with this
+        self._room = self._most = max(MOST_UNPACKED, MOST_RATIO * file.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._archive.readinto(buffer)
+        self._room -= count
+        if self._room < 0:
+            raise DataError(
+                f"unpacks to more than {self._most:,} bytes (the bound: {MOST_UNPACKED >> 20} MiB, "
+                f"or {MOST_RATIO} times its size)",
+                where=self._where,
+                remedy="unpack it yourself if you trust it, and give the .jsonl",
+            )
+        return count
+
+    def close(self) -> None:
+        self._archive.close()
+        super().close()
+
+
 def _opened(file: Path) -> BinaryIO:
     """The bytes of a file, unpacked if it is a .gz."""
-    # typeshed does not know that a GzipFile is a BinaryIO.
-    return cast(BinaryIO, gzip.open(file)) if file.suffix.lower() == ".gz" else file.open("rb")
+    if file.suffix.lower() == ".gz":
+        return io.BufferedReader(_Unpacked(file), CHUNK)
+    return file.open("rb")
 
 
-def _lines(handle: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """(Number, text) of every line: endings kept, the mark some editors put first left out."""
+def _lines(handle: BinaryIO, name: str, longest: int | None = None) -> Iterator[tuple[int, str]]:
+    """(Number, text) of every line: endings kept, the mark some editors put first left out.
+
+    Raises DataError for a line of more than `longest` bytes before it is held whole.
+    """
     number = 0
+    most = -1 if longest is None else longest + 1
     try:
-        for number, raw in enumerate(handle, 1):
+        for number, raw in enumerate(iter(lambda: handle.readline(most), b""), 1):
+            if longest is not None and len(raw) > longest:
+                raise DataError(
+                    f"the line is longer than {longest >> 20} MiB",
+                    where=f"{name}:{number}",
+                    remedy="take it out: no row that long can be trained on",
+                )
             line = raw.decode("utf-8")
             yield number, line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeDecodeError as error:

@@ -5,7 +5,7 @@ Data are read and encoded before any weights are loaded, so bad rows are found a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,11 @@ import torch
 from truing import rewards
 from truing.config import Data, Recipe, RewardSpec
 from truing.data.chat import ChatTokenizer
-from truing.data.formats import parse_rows
+from truing.data.declared import by_reason, declared, doubtful
+from truing.data.formats import Dropped, parse_rows, settle
 from truing.data.readers import read_rows
 from truing.data.splits import split_by_prompt
-from truing.errors import DataError, UsageError, suggest
+from truing.errors import UsageError, suggest
 from truing.groups import Group, Prompt, TokenGroup
 from truing.models import loading
 from truing.models.network import Network
@@ -29,6 +30,7 @@ from truing.rollouts.learned_reward import LearnedReward, reads_ids_of
 from truing.rundir import RunDirectory, fingerprint
 
 Split = Literal["train", "test"]
+NO_ROOM_REMEDY = "lower max_completion_length, or set data.bad_rows=drop to leave them out"
 Tick = Callable[[int, int, Mapping[str, float]], None]
 """How far a stage is: done, of how many, with the latest numbers."""
 
@@ -43,8 +45,10 @@ class Context:
     """The recipe's name in messages."""
     say: Callable[[str], None]
     """One line to the user."""
-    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Data name -> reason -> rows left out."""
+    dropped: dict[str, dict[Dropped, None]] = field(default_factory=dict)
+    """Data name -> rows left out, each once."""
+    doubtful: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """Data name -> reason -> places of rows that are used and deserve a look."""
     _groups: dict[str, dict[Split, list[Group]]] = field(default_factory=dict)
     _lengths: dict[Prompt, int] = field(default_factory=dict)
     """Tokens of every prompt that was read."""
@@ -139,35 +143,65 @@ class Context:
                 self._groups[name] = self._read_data(self.recipe.data)
             else:
                 self._groups[name] = {
-                    part: self._parsed(str(self.run(name).path / f"{part}.jsonl"), name, {})
+                    part: self._parsed(str(self.run(name).path / f"{part}.jsonl"), name)
                     for part in ("train", "test")
                 }
         return self._groups[name][split]
 
     def _read_data(self, data: Data) -> dict[Split, list[Group]]:
         """The recipe's rows, checked whole (bad rows and lengths), divided by prompt."""
-        train = self._parsed(data.path, "data", data.columns)
+        train = self._parsed(data.path, "data", data.columns, data.max_rows)
+        if data.test_path == data.path:
+            return {"train": train, "test": train}
         if data.test_path is not None:
-            return {"train": train, "test": self._parsed(data.test_path, "data", data.columns)}
+            test = self._parsed(data.test_path, "data.test_path", data.columns, data.max_rows)
+            return {"train": train, "test": test}
         if not data.test_rows:
             return {"train": train, "test": []}
         train, test = split_by_prompt(train, data.test_rows, self.recipe.seed)
         return {"train": train, "test": test}
 
-    def _parsed(self, path: str, name: str, columns: Mapping[str, str]) -> list[Group]:
+    def _parsed(
+        self,
+        path: str,
+        name: str,
+        columns: Mapping[str, str] | None = None,
+        max_rows: int | None = None,
+    ) -> list[Group]:
+        """The groups of a path that fit the model; what was left out is kept under `name`."""
         data = self.recipe.data
         most = min(data.max_length, self.positions or data.max_length)
-        rows = read_rows(path, split=data.split, max_rows=data.max_rows if name == "data" else None)
+        rows = read_rows(path, split=data.split, max_rows=max_rows)
         parsed = parse_rows(rows, columns=columns, bad_rows=data.bad_rows)
         fitted = self.tokenizer.fit(parsed.groups, most, bad_rows=data.bad_rows)
         self._lengths |= {
             group.prompt: len(tokens.prompt_ids)
             for group, tokens in zip(fitted.groups, fitted.tokens, strict=True)
         }
-        for drop in [*parsed.dropped, *fitted.dropped]:
-            reasons = self.dropped.setdefault(name, {})
-            reasons[drop.reason] = reasons.get(drop.reason, 0) + 1
+        self._drop(name, [*parsed.dropped, *fitted.dropped])
+        if known := doubtful(fitted.groups):
+            self.doubtful[name] = known
         return fitted.groups
+
+    def _drop(self, name: str, rows: Iterable[Dropped]) -> None:
+        """Remember rows that were left out, each once however often it is asked for."""
+        if found := dict.fromkeys(rows):
+            self.dropped.setdefault(name, {}).update(found)
+
+    @property
+    def data_facts(self) -> dict[str, Any]:
+        """What was read and what became of it, for run.json: counts of rows, rows left out and
+        rows that deserve a look, with reasons and places."""
+        return {
+            "rows": {
+                name: {part: len(groups) for part, groups in parts.items()}
+                for name, parts in self._groups.items()
+            },
+            "dropped_rows": {
+                name: declared(by_reason(rows)) for name, rows in self.dropped.items()
+            },
+            "doubtful_rows": {name: declared(known) for name, known in self.doubtful.items()},
+        }
 
     def encode(self, groups: Sequence[Group]) -> list[TokenGroup]:
         """Token ids of groups that were found to fit."""
@@ -176,11 +210,15 @@ class Context:
     def prompts(
         self, name: str, split: Split, limit: int | None = None, room: int = 0
     ) -> list[Group]:
-        """The prompts of groups, each once, without their completions. Raises UsageError if there
-        are none, DataError if the model has no places for `room` tokens after one of them."""
+        """The prompts of groups, each once, without their completions.
+
+        A prompt after which the model has no places for `room` tokens is a bad row. Raises
+        DataError for those unless they are to be dropped, UsageError if there are no prompts.
+        """
         seen: dict[Any, Group] = {}
         for group in self.groups(name, split):
             seen.setdefault(group.prompt, group.bare())
+        # the limit first: stages with other limits on length then differ in what they drop alone
         prompts = list(seen.values())[:limit]
         if not prompts:
             raise UsageError(
@@ -188,18 +226,18 @@ class Context:
                 where=self.where,
                 remedy="set data.test_rows or data.test_path",
             )
-        if self.positions is not None:
-            for prompt in prompts:
-                longest = self._lengths.get(prompt.prompt, 0) + room
-                if longest > self.positions:
-                    raise DataError(
-                        f"its {longest - room:,} tokens and {room:,} of a completion are more than "
-                        f"the {self.positions:,} that the model has places for",
-                        where=prompt.where,
-                        remedy="lower max_completion_length, or data.max_length and set "
-                        "data.bad_rows to drop",
-                    )
-        return prompts
+        without = {prompt.where: bad for prompt in prompts if (bad := self._no_room(prompt, room))}
+        settle(list(without.values()), len(prompts), self.recipe.data.bad_rows, NO_ROOM_REMEDY)
+        self._drop(name, without.values())
+        return [prompt for prompt in prompts if prompt.where not in without]
+
+    def _no_room(self, prompt: Group, room: int) -> Dropped | None:
+        """Why a prompt cannot be answered with `room` tokens, if so."""
+        length = self._lengths.get(prompt.prompt, 0)
+        if self.positions is None or length + room <= self.positions:
+            return None
+        reason = f"no room for {room:,} tokens of a completion in {self.positions:,} places"
+        return Dropped(prompt.where, reason, f"{length:,} tokens")
 
     def readable(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, as rewards and people read it."""

@@ -30,6 +30,8 @@ from truing.runs.claim import claimed
 
 SHOWN = ("loss", "eval/accuracy", "rewards/accuracies", "objective/scores", "objective/kl")
 """Metrics worth a place on the progress line."""
+SHOWN_PLACES = 3
+"""Places of rows in a line; run.json has more."""
 
 
 def run_recipe(
@@ -156,7 +158,7 @@ def _run_stage(
                 remedy="lower micro_batch_tokens or sampling_batch_size: neither changes results",
             ) from error
         raise
-    info.facts["dropped_rows"] = context.dropped
+    info.facts |= context.data_facts
     info.wall_seconds = round(time.monotonic() - started, 3)
     info.steps, info.tokens, info.model_copies = totals.steps, totals.tokens, totals.model_copies
     info.peak_memory_bytes = machine.peak_memory()
@@ -178,12 +180,18 @@ def _progress(console: Console) -> Progress:
 
 
 def _say_data(context: Context) -> None:
-    """One line on what was read, and one for each reason rows were dropped."""
+    """One line on what was read, and one for each reason rows were dropped or deserve a look."""
     train, test = context.groups("data", "train"), context.groups("data", "test")
     kind = (train or test)[0].type
     context.say(
         f"data: {kind} rows, {len(train):,} to train on, {len(test):,} held out "
         f"({context.recipe.data.path})"
     )
-    for reason, count in context.dropped.get("data", {}).items():
-        context.say(f"  {count:,} dropped: {reason}")
+    found = context.data_facts
+    for what, verb in (("dropped_rows", "dropped: "), ("doubtful_rows", "rows ")):
+        for name, reasons in found[what].items():
+            where = "" if name == "data" else f" ({name})"
+            for reason, rows in reasons.items():
+                places = ", ".join(rows["places"][:SHOWN_PLACES])
+                more = ", ..." if rows["rows"] > SHOWN_PLACES else ""
+                context.say(f"  {rows['rows']:,} {verb}{reason}{where}: {places}{more}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from truing.batch import Batch
 from truing.config import BestOfN, Evaluate, check
-from truing.errors import UsageError, suggest
+from truing.errors import DataError, UsageError, suggest
 from truing.evaluation.diversity import distinct_n
 from truing.evaluation.intervals import mean_interval, share_interval
 from truing.evaluation.policy import per_completion, sequence_kl
@@ -177,6 +177,13 @@ class EvaluateStage(PipelineStage):
         inside = stage in context.recipe.stages
         picked = context.run(stage).rows(COMPLETIONS_FILE) if inside else []
         if picked:
+            if len(picked) != len(prompts):
+                raise DataError(
+                    f"{len(picked):,} prompts were answered by {stage}, {len(prompts):,} are left "
+                    "here",
+                    where=f"stages.{self.name}",
+                    remedy="give both stages the same max_completion_length",
+                )
             return _picked_groups(context.encode(prompts), picked), None
         network = context.network(stage) if stage != config.reference else reference
         groups = sample(
