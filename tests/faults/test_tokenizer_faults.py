@@ -23,9 +23,10 @@ TALKS = [
     }
     for i in range(20)
 ]
-START, END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
-START_ID, END_ID, PAD_ID = 1, 2, 0
-WITH_BOS = "{{ bos_token }}" + tiny.CHAT_TEMPLATE.replace(f"'{START}' +", "'' +")
+END, BOS = "<|im_end|>", "<|pad|>"
+END_ID, BOS_ID = 2, 0
+CONTROL_IDS = {0, 1, 2}
+WITH_BOS = "{{ bos_token }}" + tiny.CHAT_TEMPLATE
 
 
 def changed(plain: Path, to: Path, template: str | None = tiny.CHAT_TEMPLATE, **special) -> Path:
@@ -37,7 +38,7 @@ def changed(plain: Path, to: Path, template: str | None = tiny.CHAT_TEMPLATE, **
     tokenizer.chat_template = template
     if special.get("bos_token"):  # what a tokenizer with a BOS does with plain texts
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{START} $A", special_tokens=[(START, START_ID)]
+            single=f"{BOS} $A", special_tokens=[(BOS, BOS_ID)]
         )
     if template is None:
         (to / "chat_template.jinja").unlink()
@@ -93,7 +94,7 @@ def test_padding_and_ends_have_no_say_in_the_result(stage, fault, out, plain_mod
     succeeded(truing(stage, out, model=str(model), plant=[spy_on_packed]))
     same(stage, out, whole(stage))
     prompts, answers = packed(out.parent)
-    assert not [ids for ids in prompts if {START_ID, END_ID, PAD_ID} & set(ids)]
+    assert not [ids for ids in prompts if CONTROL_IDS & set(ids)]
     one_stop_each(answers)
 
 
@@ -102,11 +103,11 @@ def test_padding_and_ends_have_no_say_in_the_result(stage, fault, out, plain_mod
 @pytest.mark.parametrize("rows", ["talks", "plain"])
 @pytest.mark.parametrize("stage", EVERY)
 def test_template_and_tokenizer_both_add_bos_and_there_is_one(stage, rows, out, plain_model):
-    model = changed(plain_model, out.parent / "model", WITH_BOS, bos_token=START)
+    model = changed(plain_model, out.parent / "model", WITH_BOS, bos_token=BOS, pad_token=END)
     data = written(out.parent / "talks.jsonl", TALKS) if rows == "talks" else None
     succeeded(truing(stage, out, model=str(model), data=data, plant=[spy_on_packed]))
     prompts, answers = packed(out.parent)
-    if wrong := [ids for ids in prompts if ids[0] != START_ID or ids.count(START_ID) != 1]:
+    if wrong := [ids for ids in prompts if ids[0] != BOS_ID or ids.count(BOS_ID) != 1]:
         raise SilentError(f"not one BOS at the beginning of {wrong[0]}")
     one_stop_each(answers)
 
@@ -116,12 +117,12 @@ def test_template_and_tokenizer_both_add_bos_and_there_is_one(stage, rows, out, 
 @pytest.mark.parametrize("who", ["template", "tokenizer"])
 @pytest.mark.parametrize("stage", EVERY)
 def test_two_bos_of_one_hand_are_refused(stage, who, out, plain_model):
-    twice = "{{ bos_token }}" * (2 if who == "template" else 1)
-    model = changed(plain_model, out.parent / "model", twice + WITH_BOS[15:], bos_token=START)
+    template = ("{{ bos_token }}" if who == "template" else "") + WITH_BOS
+    model = changed(plain_model, out.parent / "model", template, bos_token=BOS, pad_token=END)
     if who == "tokenizer":
         tokenizer = AutoTokenizer.from_pretrained(model)
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{START} {START} $A", special_tokens=[(START, START_ID)]
+            single=f"{BOS} {BOS} $A", special_tokens=[(BOS, BOS_ID)]
         )
         tokenizer.save_pretrained(model)
     stopped(truing(stage, out, model=str(model)), 4, "two BOS tokens", who)
@@ -140,7 +141,8 @@ ATTACK = "{{ cycler.__init__.__globals__.os.system('touch owned') }}"
 TEMPLATES = {
     "attack": (ATTACK, "not safe"),
     "attack_on_messages": ("{{ messages.append.__self__ }}", "not safe"),
-    "globals": ("{{ raise_exception.__globals__ }}", "not safe"),
+    "globals": ("{{ raise_exception.__globals__['os'] }}", "not safe"),
+    "globals_as_text": ("{{ raise_exception.__globals__ }}", "leaves out"),  # which are empty
     "missing": (None, "no chat template"),
     "raising": ("{{ raise_exception('not today') }}", "not today"),
     "broken": ("{% for message in %}", "fails"),

@@ -208,6 +208,12 @@ class ChatTokenizer:
                     where=templates.place(self.tokenizer),
                     remedy="correct the template",
                 ) from error
+            if SENTINEL not in rendered:
+                raise ModelError(
+                    "the chat template leaves out what the assistant says",
+                    where=templates.place(self.tokenizer),
+                    remedy="correct the template",
+                )
             bos = self.tokenizer.bos_token
             if bos and rendered.startswith(2 * bos):
                 raise _two_bos("the chat template", templates.place(self.tokenizer))
