@@ -60,11 +60,11 @@ def to_scorer(model: Path, destination: Path) -> Path:
     return destination
 
 
-def scored_by(stage: str, folder: Path, model: Path, reward: Path):
+def scored_by(stage: str, folder: Path, model: Path, reward: Path, **more):
     """A run of a stage that samples, scored by a reward model's folder."""
     flags = [str(reward) if flag == "character_share" else flag for flag in STAGES[stage]]
     with mock.patch.dict(STAGES, {stage: flags}):
-        return truing(stage, folder, model=str(model))
+        return truing(stage, folder, model=str(model), **more)
 
 
 def cut(file: Path) -> None:
