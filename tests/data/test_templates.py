@@ -78,3 +78,18 @@ def test_a_template_too_large_is_not_compiled():
 def test_other_errors_of_a_template_pass_through():
     with pytest.raises(ZeroDivisionError):
         templates.render(make_tokenizer("{{ 1 / 0 }}"), TURNS, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch owned') }}",
+        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+        "{{ ''['__class__'].__base__ }}",
+        "{% set _ = messages.append(1) %}",
+    ],
+)
+def test_what_would_leave_the_sandbox_is_no_bad_row(attack, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "not safe to render" in str(raised(make_tokenizer(attack + CHATML)))
+    assert not list(tmp_path.iterdir())

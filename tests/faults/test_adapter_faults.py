@@ -94,6 +94,7 @@ def same_bits(what: str, found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.fault("T5")
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's question
 @pytest.mark.parametrize("adapted", [True, pytest.param(False, marks=pytest.mark.full)])
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_was_trained_is_saved_and_compared_with_what_it_came_from(stage, adapted, out, tuned):
