@@ -59,6 +59,24 @@ def test_a_template_that_fails_is_an_error_of_the_model(template: str) -> None:
         ChatTokenizer(make_tokenizer(template))
 
 
+def test_a_template_that_leaves_the_answer_out_is_an_error_of_the_model() -> None:
+    """What ends an answer would be looked for where there is none."""
+    with pytest.raises(ModelError, match="leaves out what the assistant says"):
+        ChatTokenizer(make_tokenizer("{% for m in messages %}{{ m.role }}<|im_end|>{% endfor %}"))
+
+
+@pytest.mark.parametrize(
+    ("template", "adds", "who"),
+    [
+        ("{{ bos_token }}<|bos|>{{ messages[-1].content }}", "$A", "the chat template"),
+        (None, "<|bos|> <|bos|> $A", "the tokenizer itself"),
+    ],
+)
+def test_two_bos_of_one_hand_are_an_error(template: str | None, adds: str, who: str) -> None:
+    with pytest.raises(ModelError, match=f"{who} begins a text with two BOS"):
+        ChatTokenizer(make_tokenizer(template, adds=adds, bos_token="<|bos|>"))
+
+
 # Prompts
 
 

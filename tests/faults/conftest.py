@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from harness import left_by, succeeded, truing
+
+from truing.models import loading, saving, tiny
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +30,12 @@ def whole(tmp_path_factory):
 def out(tmp_path: Path) -> Path:
     """Where a run goes; its data and what it said lie beside it."""
     return tmp_path / "out"
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory) -> Path:
+    """The model of all runs, as a folder. Copy it before you break it."""
+    folder = tmp_path_factory.mktemp("plain") / "model"
+    model = loading.load_causal("random:llama", torch.float32)
+    saving.save_policy(folder, model, tiny.byte_tokenizer(), torch.float32)
+    return folder

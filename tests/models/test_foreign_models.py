@@ -148,7 +148,7 @@ def test_two_files_of_one_size_are_two_models(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr(loading, "quiet", lambda: (_ for _ in ()).throw(InterruptedError))
+    monkeypatch.setattr(loading, "_read_gguf", lambda _: (_ for _ in ()).throw(InterruptedError))
     for file in files:
         with pytest.raises(InterruptedError):  # nothing is in the cache: it would convert
             loading.converted(file)

@@ -6,6 +6,7 @@ from . import (
     credit,
     durability,
     durability_data,
+    durability_models,
     engine,
     exact,
     experiments,
@@ -51,6 +52,7 @@ ROOMS = (
     outside_rewards,
     reviewed,
     durability_data,
+    durability_models,
 )
 MUTANTS: tuple[Mutant, ...] = tuple(mutant for room in ROOMS for mutant in room.MUTANTS)
 assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

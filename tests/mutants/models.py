@@ -241,8 +241,8 @@ MUTANTS = (
     Mutant(
         "dropout_left_on",
         "models/loading.py",
-        "    return model.eval()",
-        "    return model.train()",
+        "PreTrainedModel = model.eval()",
+        "PreTrainedModel = model.train()",
         REFERENCE_TESTS,
         "ratios that are not 1 at the first step (trl #2042, #3234, #454)",
     ),

@@ -291,7 +291,7 @@ MUTANTS = (
     Mutant(
         "random_heads_pass",
         LEARNED,
-        '    if report["missing_keys"]:',
+        "    if made_up:",
         "    if not report:",
         MODELS,
         "a language model with a random head as a reward model (trl #1379)",

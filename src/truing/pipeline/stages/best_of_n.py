@@ -12,7 +12,7 @@ from truing.config import BestOfN, RewardSpec, check
 from truing.evaluation.intervals import mean_interval
 from truing.evaluation.policy import per_completion
 from truing.exact import kl_bound
-from truing.groups import Group, TokenGroup
+from truing.groups import FinishReason, Group, TokenGroup
 from truing.models.roles import load_reward_network
 from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
@@ -60,6 +60,7 @@ class BestOfNStage(PipelineStage):
             # the seed of every evaluation: the first of the n is what the policy itself answers
             seed=config.seed if config.seed is not None else context.derived_seed("held-out"),
         )
+        _say_cut(context, info, self.name, drawn)
         tick(1, 2, {})
         proxy = self._scores(context, info, drawn, config.reward)
         gold = None if config.gold is None else self._scores(context, info, drawn, config.gold)
@@ -102,6 +103,15 @@ class BestOfNStage(PipelineStage):
             info.facts.setdefault("unscored", {})[label] = scores.faults
             context.say(f"{self.name}: {label}: {unscored(scores)}")
         return scores_by_group(scores, groups)
+
+
+def _say_cut(context: Context, info: RunInfo, name: str, drawn: Sequence[TokenGroup]) -> None:
+    """How many completions never came to their stop token: they are scored as they are."""
+    every = [c for group in drawn for c in group.completions]
+    cut = sum(c.finish is FinishReason.LENGTH for c in every)
+    info.facts["cut"] = cut
+    if cut:
+        context.say(f"{name}: {cut:,} of {len(every):,} completions cut at max_completion_length")
 
 
 def _picked(
