@@ -21,25 +21,7 @@ from typing import Any
 
 from bench import machine
 
-WORDS = [
-    "the",
-    "model",
-    "reads",
-    "a",
-    "row",
-    "and",
-    "learns",
-    "what",
-    "follows",
-    "from",
-    "what",
-    "came",
-    "before",
-    "it",
-    "in",
-    "the",
-    "text",
-]
+TEXT = "the model reads a row and learns what follows from what came before it in the text "
 
 
 def run(model: str, steps: int, save_minutes: str, folder: Path) -> dict[str, float]:
@@ -47,8 +29,8 @@ def run(model: str, steps: int, save_minutes: str, folder: Path) -> dict[str, fl
     rows = folder / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as file:
         for number in range(64):
-            text = " ".join(WORDS[(number * k) % len(WORDS)] for k in range(1, 40))
-            file.write(json.dumps({"prompt": f"{number}: ", "completion": text}) + "\n")
+            row = {"prompt": f"{number}: ", "completion": 2 * TEXT[number:] + TEXT[:number]}
+            file.write(json.dumps(row) + "\n")
     output = folder / "out"
     command = [sys.executable, "-m", "truing", "sft", "--model", model, "--data", str(rows)]
     command += ["--output", str(output), "--batch-size", "8", "--num-train-epochs", "1000"]
