@@ -13,6 +13,7 @@ from truing.config import Training
 from truing.rundir import RunDirectory
 from truing.training.build import Built
 from truing.training.checkpoints import State, load_state, newest, save_checkpoint
+from truing.training.guards import check_finite
 from truing.training.keeper import Keeper
 from truing.training.loop import Progress
 from truing.training.state import capture, restore
@@ -37,6 +38,9 @@ def kept(
         return found
 
     def save(taken: int, state: State) -> None:
+        where = f"{run.path.name}, checkpoint-{taken}"
+        check_finite(state.tensors["masters"], where)
+        built.frozen.check(where)
         save_checkpoint(
             run.path,
             taken,
