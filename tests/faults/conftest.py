@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import left_by, succeeded, truing
+from harness import GENTLE, left_by, succeeded, truing
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,20 @@ def whole(tmp_path_factory):
             folder = tmp_path_factory.mktemp("whole") / "out"
             succeeded(truing(stage, folder))
             known[stage] = left_by(stage, folder)
+        return known[stage]
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def gentle(tmp_path_factory):
+    """stage -> the output of its unbroken run at a rate that does not magnify rounding."""
+    known: dict[str, Path] = {}
+
+    def of(stage: str) -> Path:
+        if stage not in known:
+            known[stage] = tmp_path_factory.mktemp("gentle") / "out"
+            succeeded(truing(stage, known[stage], *GENTLE))
         return known[stage]
 
     return of
