@@ -106,6 +106,8 @@ def truing(
     """Run a stage into `folder`/`stage`-method's own folder. `during` gets the running process."""
     rows = data or written(folder.parent / "rows.jsonl", ROWS)
     method, *knobs = STAGES[stage]
+    if "--reward" in flags:  # a verb's own parameter must not be given twice
+        knobs = [knob for knob in knobs if knob not in SAMPLED[:2]]
     argv = [method, *knobs, "--model", model, "--data", str(rows), "--output", str(folder)]
     argv += ["--model.dtype", "float32"]
     if stage != "best_of_n":

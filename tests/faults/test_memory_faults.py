@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,7 +141,7 @@ def a_small_machine():
     from truing.training.step import Step
 
     backward, each = Step._backward, 16 << 20
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = used + (1 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
