@@ -17,7 +17,7 @@ SOURCE = Path(truing.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = {
-    0: {"errors", "groups", "batch", "ops", "registry", "storage"},
+    0: {"errors", "groups", "batch", "memory", "ops", "registry", "storage"},
     1: {"config", "rundir", "data", "models", "objectives", "rewards", "planning", "exact"},
     2: {"rollouts", "runs"},
     3: {"training", "evaluation"},

@@ -11,8 +11,8 @@ slot cannot cost time, nor leak into a mean, where there are no masked slots.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,11 +26,13 @@ class Column:
     meaning: str
     unit: str
     provider: str
+    into: Literal["T", "C", ""] = ""
+    """What it counts along, if it is an index."""
 
 
 COLUMNS: Mapping[str, Column] = {
-    "chosen_G": Column("completion index (into C) of the preferred one", "index", "pairs"),
-    "rejected_G": Column("completion index (into C) of the other one", "index", "pairs"),
+    "chosen_G": Column("completion index (into C) of the preferred one", "index", "pairs", "C"),
+    "rejected_G": Column("completion index (into C) of the other one", "index", "pairs", "C"),
     "margin_G": Column("by how much the chosen one is better", "reward", "the rows' `margin`"),
     "probability_G": Column(
         "probability that chosen is better than rejected", "0 to 1", "the rows' `probability`"
@@ -41,7 +43,7 @@ COLUMNS: Mapping[str, Column] = {
     ),
     "of_reference_C": Column("1 if the reference drew it, not the policy", "bool", "rollouts"),
     "step_end_S": Column(
-        "index (into T) of the last token of each labelled step", "index", "stepwise rows"
+        "index (into T) of the last token of each labelled step", "index", "stepwise rows", "T"
     ),
     "step_label_S": Column("1 if that step is right", "bool", "stepwise rows"),
     "finished_C": Column("1 if the completion ends with the stop token", "bool", "packing"),
@@ -185,6 +187,48 @@ class Batch:
             columns=columns,
         )
 
+    def halves(self) -> tuple[Batch, Batch] | None:
+        """Its groups in two batches, in their order and as alike in tokens as whole groups allow.
+
+        None for a single group: that cannot be divided. Each half predicts something.
+        """
+        predicted = torch.unique_consecutive(self.group_C)
+        if len(predicted) < 2:
+            return None
+        begin_T = torch.searchsorted(self.group_T, predicted[1:])
+        middle = int((begin_T - self.size_T / 2).abs().argmin())
+        border = int(predicted[middle + 1])
+        return self._groups(0, border), self._groups(border, int(self.group_T[-1]) + 1)
+
+    def _groups(self, first: int, end: int) -> Batch:
+        """The groups `first` to `end`, with every column cut along its letter."""
+        bounds = torch.tensor([first, end], device=self.group_C.device)
+        along = {"G": [first, end], "T": torch.searchsorted(self.group_T, bounds).tolist()}
+        bounds = torch.searchsorted(self.group_C, bounds)
+        along["C"] = bounds.tolist()
+        along["N"] = torch.searchsorted(self.completion_N, bounds).tolist()
+        if "step_end_S" in self:
+            bounds = torch.tensor(along["T"], device=self.group_C.device)
+            along["S"] = torch.searchsorted(self["step_end_S"], bounds).tolist()
+        cut = {letter: slice(*ends) for letter, ends in along.items()}
+
+        def column(name: str, values: Tensor) -> Tensor:
+            letter = _letter(name)
+            kept = values[cut[letter]] if letter else values
+            return kept - along[into][0] if (into := COLUMNS[name].into) else kept
+
+        return Batch(
+            tokens_T=self.tokens_T[cut["T"]],
+            positions_T=self.positions_T[cut["T"]],
+            group_T=self.group_T[cut["T"]] - first,
+            branch_T=self.branch_T[cut["T"]],
+            source_N=self.source_N[cut["N"]] - along["T"][0],
+            target_N=self.target_N[cut["N"]] - along["T"][0],
+            completion_N=self.completion_N[cut["N"]] - along["C"][0],
+            group_C=self.group_C[cut["C"]] - first,
+            columns={name: column(name, values) for name, values in self.columns.items()},
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         tensors = {
@@ -205,6 +249,12 @@ class Batch:
         return cls(**own, columns=rest)
 
 
+def _letter(name: str) -> str:
+    """What a column's first dimension runs along; empty for one number of the whole step."""
+    suffix = name.rpartition("_")[2]
+    return suffix[0] if suffix.isupper() else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """What the models say about a batch. Only what the objective needs is computed."""
@@ -221,6 +271,12 @@ class Outputs:
     """Reward head at the last token of each labelled step, float32."""
     collision_N: Tensor | None = None
     """log Σ_v π(v)² of each predicting distribution, float32, no gradient."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """What was said of the parts of a batch, as if it had been said of the whole."""
+        found = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        return cls(**{name: torch.cat(said) for name, said in found.items() if None not in said})
 
 
 class Metric(NamedTuple):

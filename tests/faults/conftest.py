@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import left_by, succeeded, truing
+from harness import GENTLE, left_by, succeeded, truing
 
 from truing.models import loading, saving, tiny
 
@@ -21,6 +21,20 @@ def whole(tmp_path_factory):
             folder = tmp_path_factory.mktemp("whole") / "out"
             succeeded(truing(stage, folder))
             known[stage] = left_by(stage, folder)
+        return known[stage]
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def gentle(tmp_path_factory):
+    """stage -> the output of its unbroken run at a rate that does not magnify rounding."""
+    known: dict[str, Path] = {}
+
+    def of(stage: str) -> Path:
+        if stage not in known:
+            known[stage] = tmp_path_factory.mktemp("gentle") / "out"
+            succeeded(truing(stage, known[stage], *GENTLE))
         return known[stage]
 
     return of

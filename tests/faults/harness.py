@@ -52,6 +52,8 @@ STAGES: dict[str, list[str]] = {
     ],
 }  # fmt: skip
 """A small run of each kind. Trained stages take 8 to 12 steps."""
+GENTLE = ("--learning-rate", "1e-5")
+"""With this rate ten steps move a weight by up to 1e-4, and rounding moves none by 1e-6."""
 METHODS = {"reward": "bradley_terry"}
 
 
@@ -108,6 +110,8 @@ def truing(
     folder.parent.mkdir(parents=True, exist_ok=True)
     rows = data or written(folder.parent / "rows.jsonl", ROWS)
     method, *knobs = STAGES[stage]
+    if "--reward" in flags:  # a verb's own parameter must not be given twice
+        knobs = [knob for knob in knobs if knob not in SAMPLED[:2]]
     argv = [method, *knobs, "--model", model, "--data", str(rows), "--output", str(folder)]
     argv += ["--model.dtype", "float32"]
     if stage != "best_of_n":
@@ -202,6 +206,18 @@ def stage_folder(stage: str, folder: Path) -> Path:
     return folder / METHODS.get(stage, stage)
 
 
+def facts(stage: str, folder: Path) -> dict:
+    """What run.json declares."""
+    found: dict = json.loads((stage_folder(stage, folder) / "run.json").read_text())["facts"]
+    return found
+
+
+def lines(stage: str, folder: Path) -> list[dict]:
+    """metrics.jsonl."""
+    text = (stage_folder(stage, folder) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def left_by(stage: str, folder: Path) -> dict[str, object]:
     """What a run's result is, clocks excepted: hashes of weights and samples, metrics."""
     run = stage_folder(stage, folder)
@@ -234,6 +250,18 @@ def same(stage: str, folder: Path, whole: dict[str, object]) -> None:
 def nothing_half_written(folder: Path) -> None:
     if partial := [p for p in folder.rglob(".*") if p.name.endswith((".partial", ".tmp"))]:
         raise LeakedError(f"left behind: {partial}")
+
+
+def close(stage: str, folder: Path, other: Path, to: float = 1e-6) -> None:
+    """Two runs left the same weights to rounding."""
+    from safetensors.torch import load_file
+
+    (mine,), (theirs,) = ([*stage_folder(stage, f).glob("*.safetensors")] for f in (folder, other))
+    ours, others = load_file(mine), load_file(theirs)
+    assert ours.keys() == others.keys()
+    gap = max(float((ours[name] - others[name]).abs().max()) for name in ours)
+    if not gap <= to:
+        raise SilentError(f"{stage}: weights are {gap} apart")
 
 
 def succeeded(result: Result) -> Result:

@@ -7,6 +7,7 @@ from . import (
     durability,
     durability_data,
     durability_models,
+    durability_numerics,
     engine,
     exact,
     experiments,
@@ -53,6 +54,7 @@ ROOMS = (
     reviewed,
     durability_data,
     durability_models,
+    durability_numerics,
 )
 MUTANTS: tuple[Mutant, ...] = tuple(mutant for room in ROOMS for mutant in room.MUTANTS)
 assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

@@ -12,12 +12,12 @@ MUTANTS = (
     Mutant(
         "mean_of_micro_batch_means",
         STEP,
-        "            loss.total.backward()  # type: ignore[no-untyped-call]\n"
-        "            self.masters.collect()\n"
-        "            weight += loss.weight\n",
-        "            (loss.total / loss.weight).backward()\n"
-        "            self.masters.collect()\n"
-        "            weight += 1.0\n",
+        "        loss.total.backward()  # type: ignore[no-untyped-call]\n"
+        "        self.masters.collect()\n"
+        "        return loss._replace(total=loss.total.detach())\n",
+        "        (loss.total / loss.weight).backward()\n"
+        "        self.masters.collect()\n"
+        "        return loss._replace(total=loss.total.detach(), weight=1.0)\n",
         PLAIN,
         "gradient accumulation in transformers until late 2024 (#34191), trl #2175, verl #906",
     ),
@@ -59,7 +59,7 @@ MUTANTS = (
     Mutant(
         "learning_rate_never_moves",
         STEP,
-        "        self.schedule.step()\n",
+        "        if not alone:\n            self.schedule.step()\n",
         "",
         (*PLAIN, *STEP_TESTS),
         "a scheduler that is made and not stepped",
@@ -67,15 +67,16 @@ MUTANTS = (
     Mutant(
         "non_finite_loss_is_hidden",
         STEP,
-        "        self._refuse_non_finite(metrics)\n",
-        "        metrics = {n: v for n, v in metrics.items() if math.isfinite(v)}\n",
+        "            self._refuse_non_finite(*bad)\n"
+        '            return self._skip(f"{bad[0]} is {bad[1]}", metrics, before, rows)\n',
+        "            metrics = {n: v for n, v in metrics.items() if math.isfinite(v)}\n",
         STEP_TESTS,
         "transformers logs a running mean instead of NaN and steps anyway",
     ),
     Mutant(
         "contract_is_never_asked",
         STEP,
-        "        if self.taken == 0:",
+        "        if not self.first_metrics:",
         "        if self.taken == 1:",
         STEP_TESTS,
         "SFT adapter as policy, bare base as reference (trl #1340, #495)",

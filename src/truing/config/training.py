@@ -29,6 +29,10 @@ class Training(Stage):
     """AdamW's decoupled decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """The global gradient norm is clipped to this."""
+    max_nonfinite_steps: Annotated[int, Field(ge=0)] = 0
+    """So many steps whose loss, gradient or metrics are not finite numbers are skipped and written
+    down (weights and moments stay, data and schedule move on); one more stops the run. Larger
+    survives more bad batches; 0: the first one stops it, before the update."""
     batch_size: Positive = 32
     """Groups in one optimizer step (on-policy: completions)."""
     micro_batch_tokens: Positive = 2048
@@ -112,6 +116,11 @@ class OnPolicy(Rollouts):
     [1/cap, cap] (mask). The local engine needs none."""
     importance_cap: Annotated[float, Field(gt=1)] = 3.0
     """Bound of that factor. Larger corrects more and varies more. 3 in TRL, 2 in verl."""
+    logp_difference_limit: Annotated[float, Field(gt=0)] | None = 0.1
+    """Nats a token that the sampler's log-probs may be from the trainer's, on average over a
+    rollout; beyond it the run stops, for then it learns from another policy's samples (stale
+    weights, other tokens). Smaller stops earlier; null: never. Rounding is 1e-6 in float32 and
+    about 0.01 in bfloat16; 0.2 was seen with stale weights (TRL #5312)."""
     dynamic_sampling: bool = False
     """Draw further prompts in place of those whose completions all score the same (DAPO)."""
     dynamic_rounds: Positive = 4

@@ -15,6 +15,7 @@ from truing.rundir import RunDirectory, RunInfo
 from truing.storage import DISK
 from truing.training.build import Built
 from truing.training.checkpoints import State, load_state, newest, save_checkpoint
+from truing.training.guards import check_finite
 from truing.training.keeper import Keeper
 from truing.training.loop import Progress
 from truing.training.state import capture, restore
@@ -45,6 +46,9 @@ def kept(
 
     def save(taken: int, state: State) -> None:
         run.sync_metrics()  # the checkpoint says how long the file is
+        where = f"{run.path.name}, checkpoint-{taken}"
+        check_finite(state.tensors["masters"], where)
+        built.frozen.check(where)
         save_checkpoint(
             run.path,
             taken,

@@ -8,6 +8,7 @@ trained on, not from the sampler, so the first ratio of every rollout is exactly
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor
 from truing.batch import Batch, Metric, combine, extreme_of, mean_of
 from truing.data.loader import Supply
 from truing.data.packing import micro_batches, pack
-from truing.errors import RolloutError
+from truing.errors import NumericsError, RolloutError
 from truing.groups import TokenGroup
 from truing.rewards.base import Scores
 from truing.rollouts.correction import ImportanceCorrection, importance_weights
@@ -69,6 +70,8 @@ class Collector:
     importance_correction: ImportanceCorrection = "none"
     """What is done where the sampler's probabilities are not the trainer's."""
     importance_cap: float = 3.0
+    logp_difference_limit: float | None = None
+    """Mean |log-prob by the trainer − by the sampler| beyond which the run stops; None: never."""
     collected: int = 0
     """Rollouts so far."""
     critic_rollouts: int = 0
@@ -96,11 +99,12 @@ class Collector:
             return Rollout([], combine([facts]), [])
         parts = self._minibatches(groups, seed)
         flat = [self._measured(micro) for part in parts for micro in part]
+        mismatch = self._mismatch(flat)
         for name in ("scores_C", *(["baseline_C"] if self.credit.wants_greedy else [])):
             flat = [b.with_columns(**{name: self.normalize.apply(b[name])}) for b in flat]
         credited, metrics = self._credited(flat)
         credited, measured = self._corrected(credited)
-        metrics |= measured | _mismatch(flat) | facts
+        metrics |= measured | mismatch | facts
         remaining = map(self._as_trained, flat, credited)
         minibatches = [[b for _ in part if (b := next(remaining)).size_C] for part in parts]
         filled = [self._beside(part) for part in minibatches if part]
@@ -206,6 +210,34 @@ class Collector:
             reference_logps_N=self.reference_logps(batch),
         )
 
+    def _mismatch(self, batches: list[Batch]) -> dict[str, Metric]:
+        """How far the sampler's own log-probs are from the trainer's. Raises RolloutError where
+        they are those of another policy, or of other tokens; NumericsError where they are none."""
+        gap_N = torch.cat([(b["sampled_logps_N"] - b["sampler_logps_N"]).abs() for b in batches])
+        where, gap = f"rollout {self.collected}", float(gap_N.float().mean())
+        if not math.isfinite(gap):
+            raise NumericsError(
+                f"sampling/logp_difference_mean is {gap}: a log-prob of the policy is not finite",
+                where=where,
+                remedy="lower learning_rate, or try dtype=float32; nothing was learnt from this "
+                "rollout, and the checkpoints before it are whole",
+            )
+        limit = self.logp_difference_limit
+        if limit is not None and gap > limit:
+            raise RolloutError(
+                f"the sampler's log-probs are {gap:.4g} nats a token from the trainer's on "
+                f"the same completions, more than logp_difference_limit {limit:g}",
+                where=where,
+                remedy="the sampler has other weights than the trainer, or other tokens: see that "
+                "it takes on the newest weights and that ids are not tokenised again; if its "
+                "policy is meant to differ, raise logp_difference_limit and set "
+                "importance_correction",
+            )
+        return {
+            "sampling/logp_difference_mean": mean_of(gap_N),
+            "sampling/logp_difference_max": extreme_of(gap_N, "max"),
+        }
+
     def _as_trained(self, before: Batch, after: Batch) -> Batch:
         """The batch as it will be trained on. Without some completions the same kernels may round
         otherwise, so log-probs are taken anew: the first ratio stays exactly 1."""
@@ -253,15 +285,6 @@ class Collector:
             "sampling/importance_mean": mean_of(whole_N),
             "sampling/importance_silenced": mean_of((whole_N == 0).float()),
         }
-
-
-def _mismatch(batches: list[Batch]) -> dict[str, Metric]:
-    """How far the sampler's own log-probs are from the trainer's."""
-    gap_N = torch.cat([(b["sampled_logps_N"] - b["sampler_logps_N"]).abs() for b in batches])
-    return {
-        "sampling/logp_difference_mean": mean_of(gap_N),
-        "sampling/logp_difference_max": extreme_of(gap_N, "max"),
-    }
 
 
 def _raw_scores(groups: Sequence[TokenGroup]) -> Tensor:

@@ -5,13 +5,14 @@ R rows · L tokens at most
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
+from truing.errors import RolloutError
 from truing.groups import FinishReason, TokenCompletion, TokenGroup
 from truing.rollouts.engines.base import SamplingSettings
 
@@ -115,9 +116,21 @@ _TENSORS = ("noise_RL", "ids_RL", "logps_RL", "length_R", "going_R", "stopped_R"
 
 
 def answered(
-    prompts: Sequence[TokenGroup], done: Mapping[Job, TokenCompletion], completions: int
+    prompts: Sequence[TokenGroup], ended: Iterable[tuple[Job, TokenCompletion]], completions: int
 ) -> list[TokenGroup]:
-    """The prompts with what their jobs became."""
+    """The prompts with what their jobs became, in whatever order they ended.
+
+    Raises RolloutError unless every job has ended exactly once.
+    """
+    done: dict[Job, TokenCompletion] = {}
+    for job, completion in ended:
+        if job in done or not (
+            0 <= job.prompt < len(prompts) and 0 <= job.completion < completions
+        ):
+            _lost(f"completion {job.completion} of prompt {job.prompt} came twice or was not asked")
+        done[job] = completion
+    if missing := len(prompts) * completions - len(done):
+        _lost(f"{missing} of {len(prompts) * completions} completions never came")
     return [
         replace(
             prompt,
@@ -127,6 +140,12 @@ def answered(
         )
         for index, prompt in enumerate(prompts)
     ]
+
+
+def _lost(what: str) -> NoReturn:
+    raise RolloutError(
+        what, where="sampler", remedy="this is a fault of the engine: please report it"
+    )
 
 
 def noise_of(seed: int, job: Job, length: int) -> Tensor:

@@ -16,11 +16,13 @@ from peft import LoraConfig
 from truing import config
 from truing.batch import Batch, Outputs
 from truing.groups import TokenGroup
+from truing.memory import Memory
 from truing.models import loading
 from truing.models.checkpointing import checkpoint_layers
 from truing.models.roles import Roles, is_of_critic
 from truing.training import contract
 from truing.training.averaging import WeightAverage
+from truing.training.guards import FrozenWeights, frozen_tensors
 from truing.training.inputs import Inputs
 from truing.training.meter import Meter
 from truing.training.method import Method
@@ -47,6 +49,8 @@ class Built:
     """Counts what the step and the source compute; the loop starts it."""
     notes: list[str]
     """What the user should be told before training."""
+    frozen: FrozenWeights
+    """What training must not change."""
     average: WeightAverage | None = None
     """The weights the stage leaves behind, where they are not the last ones."""
 
@@ -62,7 +66,7 @@ def build(method: Method, inputs: Inputs) -> Built:
         for network in roles.networks:
             checkpoint_layers(network.trunk)
     masters = MasterWeights(trainable)
-    meter = Meter()
+    meter, memory = Meter(), Memory()
 
     def place(batch: Batch) -> Batch:
         placed = roles.placed(batch, device)
@@ -70,7 +74,7 @@ def build(method: Method, inputs: Inputs) -> Built:
             meter.add("frozen", placed, logits=False)
         return placed
 
-    complete = _Complete(place, "reference_logps_N" in objective.required, roles, meter)
+    complete = _Complete(place, "reference_logps_N" in objective.required, roles, meter, memory)
     source = _source(method, inputs, roles, complete, device, meter)
     heldout: list[Batch] = []
     notes: list[str] = []
@@ -82,11 +86,12 @@ def build(method: Method, inputs: Inputs) -> Built:
             notes.append(complete.cached.note)
         heldout = source.batches(measured)
     average = None if training.ema_decay is None else WeightAverage(masters, training.ema_decay)
-    step = _step(method, inputs, roles, masters, source, meter)
+    step = _step(method, inputs, roles, masters, source, meter, memory)
     moving = _moving_reference(method, roles, heldout)
     step.after_update += [] if moving is None else [moving]
     step.after_update += [] if average is None else [average.follow]
-    return Built(step, source, roles, lora, heldout, device, dtype, meter, notes, average)
+    frozen = FrozenWeights([*frozen_tensors(roles, reference_moves=method.moves_reference)])
+    return Built(step, source, roles, lora, heldout, device, dtype, meter, notes, frozen, average)
 
 
 def _step(
@@ -96,6 +101,7 @@ def _step(
     masters: MasterWeights,
     source: Source,
     meter: Meter,
+    memory: Memory,
 ) -> Step:
     """The optimizer, its schedule and what must hold before its first update."""
     training, objective = method.training, method.objective
@@ -109,7 +115,12 @@ def _step(
         return roles.outputs(batch, objective.trains, objective.extra_outputs)
 
     def before_first_update(metrics: dict[str, float], batches: Sequence[Batch]) -> None:
-        contract.check_numbers(method.step_zero, metrics, inputs.where)
+        dtype = next(roles.policy.parameters()).dtype
+        rounding = contract.ROUNDING.get(dtype, 0.0) if memory.too_large is not None else 0.0
+        contract.check_numbers(method.step_zero, metrics, inputs.where, rounding)
+        if not method.step_zero:
+            smallest = min(batches, key=lambda batch: batch.size_T)
+            contract.check_alone(step.measured, smallest, dtype, inputs.where)
         silent = all("advantages_N" in b and not b["advantages_N"].any() for b in batches)
         contract.check_gradients(masters.gradients(), roles.networks, inputs.where, silent=silent)
 
@@ -122,7 +133,7 @@ def _step(
     if isinstance(training, config.ActorCritic) and isinstance(source, OnPolicy):
         steps -= training.critic_warmup_rollouts * source.steps_per_rollout
 
-    return Step(
+    step = Step(
         objective=objective,
         compute=compute,
         masters=masters,
@@ -132,7 +143,10 @@ def _step(
         before_first_update=before_first_update,
         critic_names=frozenset(n for n in masters.masters if is_of_critic(n)),
         critic_alone=critic_alone,
+        max_nonfinite_steps=training.max_nonfinite_steps,
+        memory=memory,
     )
+    return step
 
 
 @dataclass(slots=True)
@@ -144,6 +158,7 @@ class _Complete:
     reads_reference: bool
     roles: Roles
     meter: Meter
+    memory: Memory
     cached: ReferenceLogps | None = None
     """What was computed before training; None: they are computed with each batch."""
 
@@ -155,7 +170,7 @@ class _Complete:
             logps_N = self.cached.of(groups).to(batch.tokens_T.device)
         else:
             self.meter.add("reference", batch)
-            logps_N = self.roles.reference_logps(batch)
+            logps_N = torch.cat(self.memory.in_parts(self.roles.reference_logps, batch))
         return batch.with_columns(reference_logps_N=logps_N)
 
 
@@ -191,7 +206,9 @@ def _source(
 ) -> Source:
     training = method.training
     if isinstance(training, config.Online):
-        return make_online(method, training, inputs, roles, complete, device, meter)
+        return make_online(
+            method, training, inputs, roles, complete, device, meter, complete.memory
+        )
     if method.credit is None:
         return Offline(
             groups=inputs.train,
@@ -203,7 +220,9 @@ def _source(
             max_steps=training.max_steps,
         )
     assert isinstance(training, config.OnPolicy)
-    collector = make_collector(method, training, inputs, roles, complete.place, device, meter)
+    collector = make_collector(
+        method, training, inputs, roles, complete.place, device, meter, complete.memory
+    )
     source = OnPolicy(
         prompts=inputs.train,
         collector=collector,

@@ -6,22 +6,33 @@ cost of one comparison, instead of as a curve that looks odd a day later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from truing.batch import Batch, Outputs
 from truing.errors import NumericsError
+
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""How far numbers may be apart that are the same but for the shapes they were computed in."""
+APART = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+"""The same for what a network says of one token or completion, on average over a batch."""
 
 
 def check_numbers(
-    expected: Mapping[str, tuple[float, float]], found: Mapping[str, float], where: str
+    expected: Mapping[str, tuple[float, float]],
+    found: Mapping[str, float],
+    where: str,
+    rounding: float = 0.0,
 ) -> None:
     """Metrics of the first batch against what the objective says of them.
 
-    Raises NumericsError naming the metric, what was expected and what was found.
+    `rounding` widens the tolerances, where micro-batches had to be halved between the numbers that
+    are compared. Raises NumericsError naming the metric, what was expected and what was found.
     """
-    for name, (value, tolerance) in expected.items():
+    for name, (value, narrow) in expected.items():
+        tolerance = narrow + rounding
         if not abs(found[name] - value) <= tolerance:
             raise NumericsError(
                 f"{name} is {found[name]:.8g} before the first update, it must be {value:.8g}"
@@ -73,3 +84,28 @@ def check_gradients(
                     where=f"{where}, step 0",
                     remedy="this is a bug of Truing: please report it",
                 )
+
+
+def check_alone(
+    measured: Callable[[Batch], Outputs], batch: Batch, dtype: torch.dtype, where: str
+) -> None:
+    """What the network says of a group does not depend on the groups beside it, nor on chance.
+
+    For objectives without a number of their own that must hold: dropout left on, a mask that lets
+    groups see each other, or a score read at another's token show here. Raises NumericsError.
+    """
+    halves = batch.halves() or (batch,)
+    whole, alone = measured(batch), Outputs.joined([measured(half) for half in halves])
+    for name in ("logps_N", "scores_C", "scores_S"):
+        together, apart = getattr(whole, name), getattr(alone, name)
+        if together is None or not together.numel():
+            continue
+        gap = float((together - apart).abs().mean())
+        if not gap <= APART.get(dtype, APART[torch.bfloat16]):
+            raise NumericsError(
+                f"{name.rpartition('_')[0]} of the same groups differ by {gap:.4g} on average when "
+                "they are computed with others and without",
+                where=f"{where}, step 0",
+                remedy="the network is not in evaluation mode (dropout), or groups see each other: "
+                "check the model's configuration and whatever hooks into it",
+            )

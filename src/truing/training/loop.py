@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from truing.batch import Batch, combine
-from truing.errors import RolloutError
+from truing.errors import NumericsError, RolloutError
+from truing.memory import memory_errors
 from truing.rundir import RunDirectory
 from truing.training.keeper import Keeper
 from truing.training.meter import Meter
@@ -44,9 +45,41 @@ def train(
     With `evaluate`, held-out numbers are measured before the first step, halfway and at the end.
     `meter` is started anew, and stopped at the end. Without a keeper nothing is kept. Returns
     `progress`, moved on.
-    Raises RolloutError when no rollout left anything to learn from.
+    Raises RolloutError when no rollout left anything to learn from, NumericsError when not one step
+    could be taken, ResourceError when memory runs out where nothing can be halved.
     """
     keeper, progress = keeper or Keeper(), progress or Progress()
+    with memory_errors("training", "lower micro_batch_tokens or sampling_batch_size, turn on "
+                       "gradient_checkpointing, or train an adapter (model.lora)"):  # fmt: skip
+        _train(step, source, run, tick, meter, evaluate, keeper, progress)
+    if not step.taken:
+        raise RolloutError(
+            "no step was taken: no rollout left anything to learn from",
+            remedy="where completions are cut, raise max_completion_length or turn off "
+            "overlong_filter; where scores are equal, raise temperature or num_generations, or "
+            "ask less (min_gap, threshold)",
+        )
+    if step.taken == len(step.skipped):
+        last = step.skipped[-1]
+        raise NumericsError(
+            f"not one of {step.taken} steps could be taken: {last['why']}",
+            where=f"step {last['step']}",
+            remedy="try dtype=float32, a lower learning_rate, and look at the rows of these steps",
+        )
+    return progress
+
+
+def _train(
+    step: Step,
+    source: Source,
+    run: RunDirectory,
+    tick: Tick,
+    meter: Meter,
+    evaluate: Evaluate | None,
+    keeper: Keeper,
+    progress: Progress,
+) -> None:
+    """The loop itself."""
     total, earlier = source.total_steps, progress.seconds
     meter.restart()
     started = time.perf_counter()
@@ -59,8 +92,10 @@ def train(
                 run.append_metrics(step.taken, work.metrics | meter.lap(seconds))
                 continue
             with keeper.step():
-                metrics = step(work.micro_batches, work.metrics)
-                source.observe(metrics)
+                skipped = len(step.skipped)
+                metrics = step(work.micro_batches, work.metrics, work.rows)
+                if len(step.skipped) == skipped:
+                    source.observe(metrics)
                 number = step.taken
                 progress.tokens += sum(batch.size_T for batch in work.micro_batches)
                 if evaluate is not None and number in (-(-total // 2), total):
@@ -73,14 +108,6 @@ def train(
             tick(number, total, metrics)
             keeper.between(number)
     meter.lap(time.perf_counter() - started)
-    if not step.taken:
-        raise RolloutError(
-            "no step was taken: no rollout left anything to learn from",
-            remedy="where completions are cut, raise max_completion_length or turn off "
-            "overlong_filter; where scores are equal, raise temperature or num_generations, or "
-            "ask less (min_gap, threshold)",
-        )
-    return progress
 
 
 @torch.no_grad()
@@ -90,5 +117,5 @@ def measure(step: Step, batches: list[Batch]) -> dict[str, float]:
     Running means are read, not moved: measuring does not change the run.
     """
     prepared = step.prepared(batches, dict(step.carried))
-    collected = [step.objective(batch, step.compute(batch)).metrics for batch in prepared]
+    collected = [step.objective(batch, step.measured(batch)).metrics for batch in prepared]
     return {f"eval/{name}": value for name, value in combine(collected).items()}

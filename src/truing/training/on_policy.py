@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from truing import config
-from truing.batch import Batch, Metric, mean_of
+from truing.batch import Batch, Metric, Outputs, mean_of
 from truing.data.loader import Supply
 from truing.data.packing import micro_batches, pack
+from truing.errors import NumericsError
 from truing.groups import GroupType, TokenGroup
+from truing.memory import Memory
 from truing.models.mixture import Mixture
+from truing.models.network import Network
 from truing.models.roles import Roles
 from truing.ops import kl_k1, segment_sum
 from truing.rewards.base import Scores
@@ -60,38 +63,37 @@ def make_collector(
     place: Callable[[Batch], Batch],
     device: torch.device,
     meter: Meter,
+    memory: Memory,
 ) -> Collector:
     """What makes rollouts, out of the networks of the stage and its knobs."""
     settings = sampling_settings(training, inputs.stop_id, inputs.readable)
     per_prompt = training.num_generations
     assert method.credit is not None
 
-    def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
-        return meter.drawing(
-            lambda: sample(roles.policy, prompts, settings, completions=per_prompt, seed=seed)
-        )
+    def outputs_of(batch: Batch) -> Outputs:
+        return roles.outputs(batch, method.objective.trains, method.objective.extra_outputs)
 
     @torch.no_grad()
     def measure(batch: Batch) -> tuple[Tensor, Tensor]:
         meter.add("forward", batch)
-        outputs = roles.outputs(batch, method.objective.trains, method.objective.extra_outputs)
+        outputs = Outputs.joined(memory.in_parts(outputs_of, batch))
         assert outputs.logps_N is not None
         values_N = outputs.values_N
         return outputs.logps_N, torch.zeros_like(outputs.logps_N) if values_N is None else values_N
 
     def reference_logps(batch: Batch) -> Tensor:
         meter.add("reference", batch)
-        return roles.reference_logps(batch)
+        return torch.cat(memory.in_parts(roles.reference_logps, batch))
 
     def draw_greedy(prompts: Sequence[TokenGroup]) -> list[TokenGroup]:
         greedy = replace(settings, temperature=0.0)
-        return meter.drawing(lambda: sample(roles.policy, prompts, greedy, seed=0))
+        return meter.drawing(lambda: sample(roles.policy, prompts, greedy, seed=0, memory=memory))
 
     return Collector(
-        draw=draw,
+        draw=_drawing(roles.policy, settings, per_prompt, meter, memory),
         measure=measure,
         reference_logps=reference_logps,
-        score=_compared(training, inputs, roles, device, meter),
+        score=_compared(training, inputs, roles, device, meter, memory),
         normalize=ScoreNormalizer(training.score_normalization),
         credit=method.credit,
         kl_controller=KLController(
@@ -102,6 +104,7 @@ def make_collector(
         ),
         importance_correction=training.importance_correction,
         importance_cap=training.importance_cap,
+        logp_difference_limit=training.logp_difference_limit,
         critic_rollouts=getattr(training, "critic_warmup_rollouts", 0),
         fit_critic=roles.rescale_critic if _starts_as_reward(training) else None,
         batch_size=training.batch_size,
@@ -122,16 +125,12 @@ def make_online(
     complete: Callable[[Batch, Sequence[TokenGroup]], Batch],
     device: torch.device,
     meter: Meter,
+    memory: Memory,
 ) -> Online:
     """The source of rows that the policy makes itself."""
     settings = sampling_settings(training, inputs.stop_id, inputs.readable)
     per_prompt, needs, rule = training.num_generations, method.objective.required, method.curation
     assert rule is not None
-
-    def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
-        return meter.drawing(
-            lambda: sample(roles.policy, prompts, settings, completions=per_prompt, seed=seed)
-        )
 
     @torch.no_grad()
     def drift(groups: Sequence[TokenGroup]) -> Metric:
@@ -149,8 +148,8 @@ def make_online(
 
     return Online(
         prompts=inputs.train,
-        draw=draw,
-        score=inputs.reward or _network_score(training, roles, device, meter),
+        draw=_drawing(roles.policy, settings, per_prompt, meter, memory),
+        score=inputs.reward or _network_score(training, roles, device, meter, memory),
         curation=rule,
         arrange=lambda rows, seed: _learnable(rows, rule.makes, needs, seed),
         complete=complete,
@@ -164,13 +163,26 @@ def make_online(
         seed=inputs.seed,
         max_steps=training.max_steps,
         drift=drift if method.reads_reference else None,
-        draw_reference=_opponent(roles, settings, per_prompt, 1.0, meter)
+        draw_reference=_opponent(roles, settings, per_prompt, 1.0, meter, memory)
         if rule.draws_from_reference
         else None,
         missing_eos_penalty=training.missing_eos_penalty,
         sync_reference=lambda: roles.move_reference(1.0),
         sync_every=training.sync_reference_rollouts,
     )
+
+
+def _drawing(
+    network: Network, settings: SamplingSettings, number: int, meter: Meter, memory: Memory
+) -> Draw:
+    """What draws `number` completions of each prompt from a network, timed and counted."""
+
+    def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
+        return meter.drawing(
+            lambda: sample(network, prompts, settings, completions=number, seed=seed, memory=memory)
+        )
+
+    return draw
 
 
 def _starts_as_reward(training: config.OnPolicy) -> bool:
@@ -188,37 +200,46 @@ def _learnable(
 
 
 def _compared(
-    training: config.OnPolicy, inputs: Inputs, roles: Roles, device: torch.device, meter: Meter
+    training: config.OnPolicy,
+    inputs: Inputs,
+    roles: Roles,
+    device: torch.device,
+    meter: Meter,
+    memory: Memory,
 ) -> Scorer:
     """The reward, compared with an opponent's where that is asked for."""
-    score = inputs.reward or _network_score(training, roles, device, meter)
+    score = inputs.reward or _network_score(training, roles, device, meter, memory)
     if not training.opponents:
         return score
     settings = sampling_settings(training, inputs.stop_id, inputs.readable)
-    draw = _opponent(roles, settings, training.opponents, training.opponent_mixture, meter)
+    draw = _opponent(roles, settings, training.opponents, training.opponent_mixture, meter, memory)
     return Against(score, draw, training.opponent_score, inputs.seed)
 
 
 def _opponent(
-    roles: Roles, settings: SamplingSettings, number: int, mixture: float, meter: Meter
+    roles: Roles,
+    settings: SamplingSettings,
+    number: int,
+    mixture: float,
+    meter: Meter,
+    memory: Memory,
 ) -> Draw:
     """What draws from the reference, or from its mixture with the policy."""
 
     def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
         if mixture < 1:
             mixed: Any = Mixture(roles.policy, roles.as_reference, mixture)
-            own = replace(settings, engine="local")  # generate would draw from the policy alone
-            return meter.drawing(lambda: sample(mixed, prompts, own, completions=number, seed=seed))
+            # generate would draw from the policy alone
+            own = replace(settings, engine="local")
+            return _drawing(mixed, own, number, meter, memory)(prompts, seed)
         with roles.as_reference() as network:
-            return meter.drawing(
-                lambda: sample(network, prompts, settings, completions=number, seed=seed)
-            )
+            return _drawing(network, settings, number, meter, memory)(prompts, seed)
 
     return draw
 
 
 def _network_score(
-    training: config.Rollouts, roles: Roles, device: torch.device, meter: Meter
+    training: config.Rollouts, roles: Roles, device: torch.device, meter: Meter, memory: Memory
 ) -> Scorer:
     """The reward model of the roles, as a scorer."""
 
@@ -227,7 +248,16 @@ def _network_score(
         for part in micro_batches(groups, training.micro_batch_tokens):
             batch = pack(part).to(device)
             meter.add("reward", batch, logits=False)
-            numbers = iter(roles.reward_scores(batch).tolist())
+            scores_C = torch.cat(memory.in_parts(roles.reward_scores, batch))
+            if not bool(torch.isfinite(scores_C).all()):
+                raise NumericsError(
+                    f"the reward model scores {int((~torch.isfinite(scores_C)).sum())} completions "
+                    "of a rollout with what is no finite number",
+                    where=f"objective/scores, reward {training.reward}",
+                    remedy="try dtype=float32, and evaluate the reward model by itself; nothing "
+                    "was learnt from this rollout",
+                )
+            numbers = iter(scores_C.tolist())
             for group in part:
                 found[id(group)] = [next(numbers) for _ in group.completions]
         return Scores([number for group in groups for number in found[id(group)]])

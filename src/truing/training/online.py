@@ -96,7 +96,8 @@ class Online:
                 if self.given >= self.total_steps:
                     break
                 self.given, self.given_of_rollout = self.given + 1, self.given_of_rollout + 1
-                yield Work(self.batches(minibatch), metrics)
+                places = tuple(group.where for group in minibatch)
+                yield Work(self.batches(minibatch), metrics, places)
                 metrics = {}
             self.rows, self.given_of_rollout = None, 0
 

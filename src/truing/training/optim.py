@@ -46,6 +46,16 @@ class MasterWeights:
             if name not in but:
                 master.grad = None
 
+    def clear_gradients(self) -> None:
+        """Forget all of them, those of a backward pass that broke off included."""
+        for parameter in (*self.computing.values(), *self.masters.values()):
+            parameter.grad = None
+
+    def norm(self) -> Tensor:
+        """The L2 norm of all gradients together."""
+        found = [master.grad for master in self.masters.values() if master.grad is not None]
+        return torch.nn.utils.get_total_norm(found)
+
     @torch.no_grad()
     def publish(self) -> None:
         """Round the masters into the compute copies."""

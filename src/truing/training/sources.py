@@ -26,6 +26,8 @@ class Work:
 
     micro_batches: list[Batch]
     metrics: dict[str, float]
+    rows: tuple[str, ...] = ()
+    """Where its rows came from, if it knows: `file:line`."""
 
 
 class Source(Protocol):
@@ -75,7 +77,7 @@ class Offline:
         steps = (groups for epoch in range(self.epochs) for groups in self.loader.epoch(epoch))
         for groups in islice(steps, self.given, self.total_steps):
             self.given += 1
-            yield Work(self.batches(groups), {})
+            yield Work(self.batches(groups), {}, tuple(group.where for group in groups))
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Rows come in their order, whatever they taught."""

@@ -30,6 +30,7 @@ def capture(built: Built, place: State) -> State:
         numbers={
             "taken": step.taken,
             "first_metrics": step.first_metrics,
+            "skipped": list(step.skipped),
             "schedule": step.schedule.state_dict(),
             "optimizer": [
                 {name: value for name, value in group.items() if name != "params"}
@@ -66,6 +67,7 @@ def restore(built: Built, state: State, where: str) -> None:
             group.update(_as_before(saved))
         step.schedule.load_state_dict(numbers["schedule"])
         step.taken, step.first_metrics = numbers["taken"], numbers["first_metrics"]
+        step.skipped[:] = numbers["skipped"]
         step.carried.clear()
         step.carried.update(tensors.get("carried", {}))
         if built.average is not None:

@@ -13,6 +13,7 @@ from truing.evaluation.intervals import mean_interval
 from truing.evaluation.policy import per_completion
 from truing.exact import kl_bound
 from truing.groups import FinishReason, Group, TokenGroup
+from truing.memory import Memory
 from truing.models.roles import load_reward_network
 from truing.pipeline.context import Context, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
@@ -52,6 +53,7 @@ class BestOfNStage(PipelineStage):
         prompts = context.prompts(
             config.data, "test", config.test_prompts, config.max_completion_length
         )
+        memory = Memory(say=lambda text: context.say(f"{self.name}: {text}"))
         drawn = sample(
             context.network(config.from_),
             context.encode(prompts),
@@ -59,8 +61,11 @@ class BestOfNStage(PipelineStage):
             completions=config.num_generations,
             # the seed of every evaluation: the first of the n is what the policy itself answers
             seed=config.seed if config.seed is not None else context.derived_seed("held-out"),
+            memory=memory,
         )
         _say_cut(context, info, self.name, drawn)
+        if memory.halved:
+            info.facts["memory_halved"] = memory.halved
         tick(1, 2, {})
         proxy = self._scores(context, info, drawn, config.reward)
         gold = None if config.gold is None else self._scores(context, info, drawn, config.gold)
@@ -69,6 +74,10 @@ class BestOfNStage(PipelineStage):
         if unpicked := sum(row["score"] is None for row in picked):
             info.facts["unpicked"] = unpicked
             context.say(f"{self.name}: {unpicked:,} prompts without a scored completion: the first")
+        equal = sum(len(set(mine)) == 1 for mine in proxy if len(mine) > 1)
+        if equal:
+            info.facts["equal_scores"] = equal
+            context.say(f"{self.name}: {equal:,} prompts whose scores are all equal: the first")
         found = curve(proxy, gold)
         if found is None:
             context.say(f"{self.name}: no prompt has all its scores: there is no curve over n")

@@ -35,6 +35,7 @@ from truing.training.arrange import (
     check_rows,
 )
 from truing.training.build import Built, build
+from truing.training.guards import check_finite
 from truing.training.inputs import Inputs
 from truing.training.loop import Progress, measure, train
 from truing.training.method import Method, resolve
@@ -115,6 +116,7 @@ class Train(PipelineStage):
         inputs = self._inputs(context)
         built = build(self.method, inputs)
         step = built.step
+        step.memory.say = lambda text: context.say(f"{self.name}: {text}")
         for note in built.notes:
             context.say(f"{self.name}: {note}")
 
@@ -148,6 +150,9 @@ class Train(PipelineStage):
         )
         if built.average is not None:
             built.average.adopt()
+        built.frozen.check(f"{self.name}, at its end")
+        check_finite(step.masters.masters, f"{self.name}, at its end")
+        self._declare(context, info, step.skipped)
         speed = measured_speed(built.meter, built.roles, self.method.objective.trains)
         context.say(f"{self.name}: {speed}")
         info.facts["speed"] = speed.facts
@@ -165,6 +170,27 @@ class Train(PipelineStage):
         if self.method.training.save_steps is None:
             for folder in checkpoints(context.run(self.name).path):
                 shutil.rmtree(folder)
+
+    def _declare(self, context: Context, info: RunInfo, skipped: list[dict[str, Any]]) -> None:
+        """What this run did otherwise than its recipe says: to the user, and in run.json."""
+        lines = context.run(self.name).metrics()
+        silent = [line["step"] for line in lines if line.get("frac_reward_zero_std") == 1]
+        found: dict[str, tuple[Any, str]] = {
+            "skipped_steps": (skipped, f"{len(skipped):,} steps were skipped"),
+            "memory_halved": (
+                int(sum(line.get("memory/halved", 0) for line in lines)),
+                "for want of memory some work was done in halves",
+            ),
+            "rollouts_without_signal": (
+                silent,
+                f"in {len(silent):,} rollouts all scores of each group were equal: their advantage "
+                "is 0",
+            ),
+        }
+        for name, (fact, words) in found.items():
+            if fact:
+                info.facts[name] = fact
+                context.say(f"{self.name}: {words} (see {name} in run.json)")
 
     def _inputs(self, context: Context) -> Inputs:
         training = self.method.training

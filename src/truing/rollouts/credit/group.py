@@ -24,6 +24,9 @@ from truing.rollouts.credit.base import (
     rollout_metrics,
 )
 
+SILENT = 1e-6
+"""A group whose scores deviate by no more says nothing."""
+
 
 @dataclass(frozen=True, config=KNOBS)
 class GroupCredit(Credit):
@@ -40,7 +43,8 @@ class GroupCredit(Credit):
     section 4.1.2; Dr. GRPO, Liu et al. 2025 (arXiv 2503.20783), section 3; REINFORCE++, Hu et al.
     2025 (arXiv 2501.03262); ReMax, Li et al. 2023 (arXiv 2310.10505); overlong punishment, DAPO, Yu
     et al. 2025 (arXiv 2503.14476), eq. 13. Departures: deviations are Bessel's; a group of one
-    completion has no baseline and no deviation, so its advantage is 0, and it is counted.
+    completion has no baseline and no deviation, so its advantage is 0, and it is counted; with
+    scale_rewards: group a deviation of 1e-6 or less is none.
     """
 
     baseline: Literal["none", "batch", "group", "leave_one_out", "greedy"] = "group"
@@ -118,7 +122,10 @@ class GroupCredit(Credit):
     def _advantages(self, batch: Batch, returns_C: Tensor, whole_mean: Tensor) -> Tensor:
         advantages_C = returns_C - self._baseline(batch, returns_C, whole_mean)
         if self.scale_rewards == "group":
-            advantages_C = advantages_C / (group_deviation(batch, returns_C) + self.scale_epsilon)
+            deviation_C = group_deviation(batch, returns_C)
+            advantages_C = advantages_C / (deviation_C + self.scale_epsilon)
+            # AdamW would make whole steps of what rounding leaves of equal scores
+            advantages_C = torch.where(deviation_C > SILENT, advantages_C, 0)
         advantages_N = advantages_C[batch.completion_N]
         if self.kl_placement == "token":
             costs_N = self.kl_coef * drift(batch)
@@ -143,7 +150,7 @@ def _spread(batches: list[Batch]) -> dict[str, Metric]:
     deviation_C = torch.cat([group_deviation(batch, batch["scores_C"]) for batch in batches])
     size_C = torch.cat([group_mean(batch, batch["scores_C"])[0] for batch in batches])
     weight_C = torch.where(size_C > 1, 1 / size_C, 0)  # every group counts once, one alone not
-    silent_C = (deviation_C <= 1e-6).to(weight_C.dtype)
+    silent_C = (deviation_C <= SILENT).to(weight_C.dtype)
     groups = float(weight_C.sum())
     return {
         "reward_std": Metric((deviation_C * weight_C).sum().float(), groups),

@@ -37,8 +37,7 @@ def draw(
 ) -> list[TokenGroup]:
     """See `Engine`. The layout of the key-value storage, and its size, are in slots.py."""
     drawing = _Drawing(network, [p.prompt_ids for p in prompts], settings, completions, seed)
-    done = dict(drawing.run())
-    return answered(prompts, done, completions)
+    return answered(prompts, drawing.run(), completions)
 
 
 class _Drawing:

@@ -38,13 +38,13 @@ def draw(
     """See `Engine`."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].prompt_ids))
     jobs = [Job(index, number) for index in order for number in range(completions)]
-    done: dict[Job, TokenCompletion] = {}
+    done: list[tuple[Job, TokenCompletion]] = []
     for start in range(0, len(jobs), settings.batch_size):
         part = jobs[start : start + settings.batch_size]
         rows = Rows(settings, seed, network.vocabulary_weight.device)
         rows.add(part)
         _generate(network, [prompts[job.prompt].prompt_ids for job in part], rows)
-        done |= dict(rows.take_ended()[0])
+        done += rows.take_ended()[0]
     return answered(prompts, done, completions)
 
 
