@@ -18,7 +18,7 @@ from truing.rundir import RunDirectory, checkpoints
 from truing.training.arrange import arrange
 from truing.training.build import build
 from truing.training.inputs import Inputs
-from truing.training.loop import Progress, measure, train
+from truing.training.loop import Progress, train
 from truing.training.method import resolve
 
 TIMES = ("seconds", "timing/")
@@ -33,6 +33,13 @@ DRAWN = {
 CASES = {
     "sft": {"method": "sft", **OFFLINE},
     "sft, averaged": {"method": "sft", "ema_decay": 0.7, **OFFLINE},
+    "sft, best": {
+        "method": "sft",
+        "learning_rate": 0.1,
+        "eval_steps": 1,
+        "metric_for_best_model": "eval/loss",
+        **OFFLINE,
+    },
     "sft, a step skipped": {"method": "sft", "max_nonfinite_steps": 1, **OFFLINE},
     "bco_pair, a step skipped": {"method": "bco_pair", "max_nonfinite_steps": 1, **OFFLINE},
     "bradley_terry": {"method": "bradley_terry", **OFFLINE},
@@ -117,15 +124,16 @@ def run(raw, lora, folder, stop_after=None):
         if number == stop_after:
             raise PowerCutError
 
-    def evaluate():
-        return measure(stage.step, stage.heldout)
-
-    heldout = evaluate if stage.heldout else None
+    heldout = stage.measure if stage.heldout else None
+    every = getattr(training, "eval_steps", None)
+    own = (directory, tick, stage.meter, heldout, keeper, progress, every)
     with suppress(PowerCutError):
-        train(stage.step, stage.source, directory, tick, stage.meter, heldout, keeper, progress)
+        train(stage.step, stage.source, *own)
     masters = {n: p.detach().clone() for n, p in stage.step.masters.masters.items()}
     if stage.average is not None:
         masters |= {f"average {n}": p.clone() for n, p in stage.average.averages.items()}
+    if stage.best is not None:
+        masters |= {f"best {n}": p.clone() for n, p in stage.best.weights.items()}
     return masters, samples, begun
 
 

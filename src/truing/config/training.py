@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from truing.config.sections import Fraction, Positive, RewardSpec, Sampling, Stage
 
@@ -60,12 +60,29 @@ class Offline(Training):
     """Training on rows that are there."""
 
     eval_rows: Annotated[int, Field(ge=0)] = 0
-    """Held-out groups on which the objective is measured at the start, halfway, and the end."""
+    """Held-out groups on which the objective is measured, at the start, at the end and between."""
+    eval_steps: Positive | None = None
+    """Measure every so many optimizer steps (null: once halfway). Smaller shows more of the curve
+    and costs a forward pass over eval_rows each time."""
+    metric_for_best_model: str | None = None
+    """Leave behind the weights that measured best by this name of metrics.jsonl, eval/loss or
+    eval/rewards/accuracies, in place of the last ones. One more copy of what is trained; null: the
+    last ones. Needs eval_rows."""
+    greater_is_better: bool | None = None
+    """Whether more of that metric is better (null: unless its name says loss)."""
     reference_logps: Literal["online", "cached"] = "online"
     """For objectives with a reference. online: computed in every step, beside the policy's. cached:
     computed once before training with the starting weights, kept on disk for later runs. Then no
     copy of the reference is in memory, and every epoch after the first (with a cache that is
     there, every epoch) saves its forward pass: 2 operations per weight and token."""
+
+    @model_validator(mode="after")
+    def _best_can_be_found(self) -> Self:
+        if self.metric_for_best_model is not None and not self.eval_rows:
+            raise ValueError("metric_for_best_model needs eval_rows: nothing is measured")
+        if self.metric_for_best_model is not None and self.ema_decay is not None:
+            raise ValueError("metric_for_best_model and ema_decay exclude each other")
+        return self
 
 
 class Rollouts(Training, Sampling):

@@ -22,8 +22,10 @@ from truing.models.checkpointing import checkpoint_layers
 from truing.models.roles import Roles, is_of_critic
 from truing.training import contract
 from truing.training.averaging import WeightAverage
+from truing.training.best import Best, is_greater_better
 from truing.training.guards import FrozenWeights, frozen_tensors
 from truing.training.inputs import Inputs
+from truing.training.loop import measure
 from truing.training.meter import Meter
 from truing.training.method import Method
 from truing.training.networks import networks
@@ -53,6 +55,24 @@ class Built:
     """What training must not change."""
     average: WeightAverage | None = None
     """The weights the stage leaves behind, where they are not the last ones."""
+    best: Best | None = None
+    """The same, where they are those that measured best."""
+
+    def measure(self) -> dict[str, float]:
+        """Held-out numbers; the last ones are those of an average that is left behind."""
+        if self.average is not None and self.step.taken == self.source.total_steps:
+            self.average.adopt()
+        measured = measure(self.step, self.heldout)
+        if self.best is not None:
+            self.best.follow(self.step.taken, measured)
+        return measured
+
+    def settle(self) -> None:
+        """Put the weights that the stage leaves behind in the place of the last ones."""
+        if self.average is not None:
+            self.average.adopt()
+        if self.best is not None:
+            self.best.adopt()
 
 
 def build(method: Method, inputs: Inputs) -> Built:
@@ -91,7 +111,18 @@ def build(method: Method, inputs: Inputs) -> Built:
     step.after_update += [] if moving is None else [moving]
     step.after_update += [] if average is None else [average.follow]
     frozen = FrozenWeights([*frozen_tensors(roles, reference_moves=method.moves_reference)])
-    return Built(step, source, roles, lora, heldout, device, dtype, meter, notes, frozen, average)
+    best = _best(training, masters, inputs.where)
+    return Built(
+        step, source, roles, lora, heldout, device, dtype, meter, notes, frozen, average, best
+    )
+
+
+def _best(training: config.Training, masters: MasterWeights, where: str) -> Best | None:
+    """What keeps the weights that measured best, if the stage asks for them."""
+    if not isinstance(training, config.Offline) or training.metric_for_best_model is None:
+        return None
+    metric = training.metric_for_best_model
+    return Best(masters, metric, is_greater_better(metric, training.greater_is_better), where)
 
 
 def _step(

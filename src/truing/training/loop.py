@@ -39,10 +39,12 @@ def train(
     evaluate: Evaluate | None = None,
     keeper: Keeper | None = None,
     progress: Progress | None = None,
+    eval_steps: int | None = None,
 ) -> Progress:
     """Take every step that the source has left; append its metrics; keep what is to be kept.
 
-    With `evaluate`, held-out numbers are measured before the first step, halfway and at the end.
+    With `evaluate`, held-out numbers are measured before the first step, at the end, and every
+    `eval_steps` or once halfway.
     `meter` is started anew, and stopped at the end. Without a keeper nothing is kept. Returns
     `progress`, moved on.
     Raises RolloutError when no rollout left anything to learn from, NumericsError when not one step
@@ -51,7 +53,7 @@ def train(
     keeper, progress = keeper or Keeper(), progress or Progress()
     with memory_errors("training", "lower micro_batch_tokens or sampling_batch_size, turn on "
                        "gradient_checkpointing, or train an adapter (model.lora)"):  # fmt: skip
-        _train(step, source, run, tick, meter, evaluate, keeper, progress)
+        _train(step, source, run, tick, meter, evaluate, keeper, progress, eval_steps)
     if not step.taken:
         raise RolloutError(
             "no step was taken: no rollout left anything to learn from",
@@ -78,9 +80,11 @@ def _train(
     evaluate: Evaluate | None,
     keeper: Keeper,
     progress: Progress,
+    eval_steps: int | None,
 ) -> None:
     """The loop itself."""
     total, earlier = source.total_steps, progress.seconds
+    measured_every = eval_steps or -(-total // 2)
     meter.restart()
     started = time.perf_counter()
     if evaluate is not None and not step.taken:
@@ -98,7 +102,7 @@ def _train(
                     source.observe(metrics)
                 number = step.taken
                 progress.tokens += sum(batch.size_T for batch in work.micro_batches)
-                if evaluate is not None and number in (-(-total // 2), total):
+                if evaluate is not None and (number % measured_every == 0 or number == total):
                     metrics |= meter.aside(evaluate)
                 seconds = time.perf_counter() - started
                 progress.seconds = earlier + seconds

@@ -38,6 +38,7 @@ def capture(built: Built, place: State) -> State:
             ],
             "random": _random_state(),
             "place": place.numbers,
+            "best": None if built.best is None else [built.best.value, built.best.step],
         },
         tensors={
             "masters": _copies(dict(step.masters.masters)),
@@ -50,6 +51,7 @@ def capture(built: Built, place: State) -> State:
         "carried": step.carried,
         "average": {} if built.average is None else built.average.averages,
         "reference": built.roles.reference_masters,
+        "best": {} if built.best is None else built.best.weights,
     }
     state.tensors |= {part: _copies(tensors) for part, tensors in more.items() if tensors}
     return state
@@ -78,6 +80,9 @@ def restore(built: Built, state: State, where: str) -> None:
                 batch.with_columns(reference_logps_N=built.roles.reference_logps(batch))
                 for batch in built.heldout
             ]
+        if built.best is not None:
+            built.best.value, built.best.step = numbers["best"]
+            built.best.weights = {n: t.to(built.device) for n, t in tensors["best"].items()}
         built.source.restore(State(numbers["place"], tensors))
         _set_random_state(numbers["random"])
         torch.set_rng_state(tensors["random"]["torch"])

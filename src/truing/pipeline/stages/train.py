@@ -37,7 +37,7 @@ from truing.training.arrange import (
 from truing.training.build import Built, build
 from truing.training.guards import check_finite
 from truing.training.inputs import Inputs
-from truing.training.loop import Progress, measure, train
+from truing.training.loop import Progress, train
 from truing.training.method import Method, resolve
 from truing.training.on_policy import sampling_settings
 from truing.training.speed import measured_speed
@@ -120,36 +120,10 @@ class Train(PipelineStage):
         for note in built.notes:
             context.say(f"{self.name}: {note}")
 
-        def evaluate() -> dict[str, float]:
-            if built.average is not None and step.taken == built.source.total_steps:
-                built.average.adopt()  # the last numbers are those of what is kept
-            return measure(step, built.heldout)
-
-        run, progress = context.run(self.name), Progress()
-        preflight(built, self.method.training, run)
-        facts = own_facts(info)
-        if folder := resumed(built, run, progress, facts, context.say):
-            info.facts["resumed_from"] = folder.name
-        keeper = kept(
-            built,
-            self.method.training,
-            run,
-            progress,
-            facts,
-            lambda into, masters: self._export(context, inputs, built, into, masters),
-        )
-        train(
-            step,
-            built.source,
-            run,
-            tick,
-            built.meter,
-            evaluate if built.heldout else None,
-            keeper,
-            progress,
-        )
-        if built.average is not None:
-            built.average.adopt()
+        progress = self._train(context, info, inputs, built, tick)
+        built.settle()
+        if built.best is not None:
+            info.facts["best"] = {"value": built.best.value, "step": built.best.step}
         built.frozen.check(f"{self.name}, at its end")
         check_finite(step.masters.masters, f"{self.name}, at its end")
         self._declare(context, info, step.skipped)
@@ -165,6 +139,35 @@ class Train(PipelineStage):
         elif not self.method.draws:
             self._draw_samples(context, inputs, built)
         return Totals(progress.tokens, step.taken, built.roles.copies)
+
+    def _train(
+        self, context: Context, info: RunInfo, inputs: Inputs, built: Built, tick: Tick
+    ) -> Progress:
+        """Every step that is left, from the newest checkpoint if there is one."""
+        training, run, progress = self.method.training, context.run(self.name), Progress()
+        preflight(built, training, run)
+        facts = own_facts(info)
+        if folder := resumed(built, run, progress, facts, context.say):
+            info.facts["resumed_from"] = folder.name
+        keeper = kept(
+            built,
+            training,
+            run,
+            progress,
+            facts,
+            lambda into, masters: self._export(context, inputs, built, into, masters),
+        )
+        return train(
+            built.step,
+            built.source,
+            run,
+            tick,
+            built.meter,
+            built.measure if built.heldout else None,
+            keeper,
+            progress,
+            training.eval_steps if isinstance(training, Offline) else None,
+        )
 
     def tidy(self, context: Context) -> None:
         if self.method.training.save_steps is None:
