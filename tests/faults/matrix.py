@@ -34,6 +34,8 @@ MATRIX: dict[str, tuple[str, dict[str, str]]] = {
     "P12": ("out of memory in a micro-batch", _all("D")),
     "P13": ("resumed again and again", _all("S", *TRAINED)),
     "N1": ("loss or gradient not finite", _all("X5", *TRAINED)),
+    # N2: batches are flat, nothing in them is masked. What is never read is memory nobody wrote
+    # (slots of keys and values, output buffers) and the padding inside of attention's blocks.
     "N2": ("NaN in every masked place", _all("S")),
     "N3": ("nothing to average over", _all("D", *TRAINED)),
     "N4": ("step-0 identity broken", _all("X5", *TRAINED[1:])),
@@ -56,6 +58,8 @@ MATRIX: dict[str, tuple[str, dict[str, str]]] = {
     "T6": ("frozen weights touched", _all("X5", "dpo", "ppo", "grpo")),
     "T7": ("missing, extra, misshapen weights", _all("R4")),
     "T8": ("no stop token ever", _all("D", *SAMPLING)),
+    # W1: the sampler lives in the trainer's process. One that hangs there cannot be ended from
+    # inside, and nobody else could draw in its place: that comes with engines outside.
     "W1": ("a sampler that dies, hangs, is slow", _all("X7", *SAMPLING)),
     "W2": ("fewer, more, doubled, reordered completions", _all("X7", *SAMPLING)),
     "W3": ("stale sampler weights", _all("X7", *POLICY_GRADIENT)),

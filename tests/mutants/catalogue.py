@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     credit,
+    durability_numerics,
     engine,
     exact,
     experiments,
@@ -47,6 +48,7 @@ ROOMS = (
     experiments,
     outside_rewards,
     reviewed,
+    durability_numerics,
 )
 MUTANTS: tuple[Mutant, ...] = tuple(mutant for room in ROOMS for mutant in room.MUTANTS)
 assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
 
 from small_groups import random_groups, scorer
 from truing.config import Lora, Model
+from truing.errors import NumericsError
 from truing.pipeline.keeping import kept, resumed
 from truing.rundir import RunDirectory
 from truing.training.arrange import arrange
@@ -31,6 +34,8 @@ DRAWN = {
 CASES = {
     "sft": {"method": "sft", **OFFLINE},
     "sft, averaged": {"method": "sft", "ema_decay": 0.7, **OFFLINE},
+    "sft, a step skipped": {"method": "sft", "max_nonfinite_steps": 1, **OFFLINE},
+    "bco_pair, a step skipped": {"method": "bco_pair", "max_nonfinite_steps": 1, **OFFLINE},
     "bradley_terry": {"method": "bradley_terry", **OFFLINE},
     "dpo": {"method": "dpo", **OFFLINE},
     "tr_dpo": {"method": "tr_dpo", "sync_steps": 2, **OFFLINE},
@@ -102,6 +107,8 @@ def run(raw, lora, folder, stop_after=None):
     samples = []
     stage, directory, progress = made(raw, lora, samples), RunDirectory(folder), Progress()
     folder.mkdir(exist_ok=True)
+    if raw.get("max_nonfinite_steps"):
+        poisoned(stage.step, SKIPPED)
     facts = {"fingerprint": "this"}
     begun = resumed(stage, directory, progress, facts, print)
     training = stage_training(raw)
@@ -121,6 +128,22 @@ def run(raw, lora, folder, stop_after=None):
     if stage.average is not None:
         masters |= {f"average {n}": p.clone() for n, p in stage.average.averages.items()}
     return masters, samples, begun
+
+
+SKIPPED = 3
+
+
+def poisoned(step, number):
+    """One optimizer step whose loss is NaN, however often it is taken."""
+    compute = step.compute
+
+    def then(batch):
+        outputs = compute(batch)
+        if step.taken + 1 != number:
+            return outputs
+        return replace(outputs, logps_N=outputs.logps_N * math.nan)
+
+    step.compute = then
 
 
 class PowerCutError(Exception):
@@ -171,6 +194,24 @@ def test_stopped_again_and_again_it_ends_the_same(case, tmp_path):
     for name, tensor in whole.items():
         assert torch.equal(masters[name], tensor), name
     assert numbers(tmp_path / "often") == numbers(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_the_budget_of_skipped_steps_goes_on_where_it_was(stop, tmp_path):
+    """A second one that is not finite is one too many, in whichever session it comes."""
+    raw = CASES["sft, a step skipped"]
+    run(raw, None, tmp_path, stop_after=stop)
+    stage, directory = made(raw, None, []), RunDirectory(tmp_path)
+    resumed(stage, directory, Progress(), {"fingerprint": "this"}, print)
+    before = [] if stop == 3 else [{"step": SKIPPED, "why": "loss is nan", "rows": [""] * 4}]
+    assert stage.step.skipped == before
+    poisoned(stage.step, stage.step.taken + 1)
+    work = next(iter(stage.source))
+    if before:
+        with pytest.raises(NumericsError, match="after 1 steps that were skipped"):
+            stage.step(work.micro_batches, {})
+    else:
+        assert stage.step(work.micro_batches, {})["skipped_steps"] == 1
 
 
 def steps_kept(tmp_path, **knobs):
