@@ -384,7 +384,7 @@ def hardly_apart(found):
 
 
 def first_group_alike(found):
-    return [*[0.25] * 4, *found[4:]]
+    return [*[0.25] * 4, *map(float, range(len(found) - 4))]
 
 
 @pytest.mark.fault("W6", "grpo")
@@ -411,7 +411,7 @@ def test_equal_rewards_teach_nothing_and_are_declared(answer, out):
 def test_one_group_of_equal_rewards_is_counted(out):
     succeeded(truing("grpo", out, plant=[partial(rewarding, first_group_alike, 1)]))
     shares = [line["frac_reward_zero_std"] for line in lines("grpo", out) if "objective/kl" in line]
-    assert all(share >= 0.25 for share in shares)
+    assert shares == [0.25] * 4
     assert "rollouts_without_signal" not in facts("grpo", out)
 
 
