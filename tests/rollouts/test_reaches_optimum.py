@@ -95,7 +95,7 @@ def networks(method, *_):
     return Roles(policy, reference_copy=reference), None
 
 
-def drawn(network, prompts, settings, completions=1, seed=0):
+def drawn(network, prompts, settings, completions=1, seed=0, memory=None):
     """Whole sentences by their exact probabilities, in the sampler's place."""
     logits = table_of(network)
     law = LANGUAGE.sentence_logps(logits).exp()

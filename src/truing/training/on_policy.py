@@ -18,6 +18,7 @@ from truing.errors import NumericsError
 from truing.groups import GroupType, TokenGroup
 from truing.memory import Memory
 from truing.models.mixture import Mixture
+from truing.models.network import Network
 from truing.models.roles import Roles
 from truing.ops import kl_k1, segment_sum
 from truing.rewards.base import Scores
@@ -69,13 +70,6 @@ def make_collector(
     per_prompt = training.num_generations
     assert method.credit is not None
 
-    def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
-        return meter.drawing(
-            lambda: sample(
-                roles.policy, prompts, settings, completions=per_prompt, seed=seed, memory=memory
-            )
-        )
-
     def outputs_of(batch: Batch) -> Outputs:
         return roles.outputs(batch, method.objective.trains, method.objective.extra_outputs)
 
@@ -96,7 +90,7 @@ def make_collector(
         return meter.drawing(lambda: sample(roles.policy, prompts, greedy, seed=0, memory=memory))
 
     return Collector(
-        draw=draw,
+        draw=_drawing(roles.policy, settings, per_prompt, meter, memory),
         measure=measure,
         reference_logps=reference_logps,
         score=_compared(training, inputs, roles, device, meter, memory),
@@ -138,13 +132,6 @@ def make_online(
     per_prompt, needs, rule = training.num_generations, method.objective.required, method.curation
     assert rule is not None
 
-    def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
-        return meter.drawing(
-            lambda: sample(
-                roles.policy, prompts, settings, completions=per_prompt, seed=seed, memory=memory
-            )
-        )
-
     @torch.no_grad()
     def drift(groups: Sequence[TokenGroup]) -> Metric:
         """Σ log π − log ref of the first completion of each group: none was selected yet."""
@@ -161,7 +148,7 @@ def make_online(
 
     return Online(
         prompts=inputs.train,
-        draw=draw,
+        draw=_drawing(roles.policy, settings, per_prompt, meter, memory),
         score=inputs.reward or _network_score(training, roles, device, meter, memory),
         curation=rule,
         arrange=lambda rows, seed: _learnable(rows, rule.makes, needs, seed),
@@ -183,6 +170,19 @@ def make_online(
         sync_reference=lambda: roles.move_reference(1.0),
         sync_every=training.sync_reference_rollouts,
     )
+
+
+def _drawing(
+    network: Network, settings: SamplingSettings, number: int, meter: Meter, memory: Memory
+) -> Draw:
+    """What draws `number` completions of each prompt from a network, timed and counted."""
+
+    def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
+        return meter.drawing(
+            lambda: sample(network, prompts, settings, completions=number, seed=seed, memory=memory)
+        )
+
+    return draw
 
 
 def _starts_as_reward(training: config.OnPolicy) -> bool:
@@ -226,20 +226,14 @@ def _opponent(
 ) -> Draw:
     """What draws from the reference, or from its mixture with the policy."""
 
-    def drawn(
-        network: Any, prompts: Sequence[TokenGroup], own: SamplingSettings, seed: int
-    ) -> list[TokenGroup]:
-        return meter.drawing(
-            lambda: sample(network, prompts, own, completions=number, seed=seed, memory=memory)
-        )
-
     def draw(prompts: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
         if mixture < 1:
-            mixed = Mixture(roles.policy, roles.as_reference, mixture)
+            mixed: Any = Mixture(roles.policy, roles.as_reference, mixture)
             # generate would draw from the policy alone
-            return drawn(mixed, prompts, replace(settings, engine="local"), seed)
+            own = replace(settings, engine="local")
+            return _drawing(mixed, own, number, meter, memory)(prompts, seed)
         with roles.as_reference() as network:
-            return drawn(network, prompts, settings, seed)
+            return _drawing(network, settings, number, meter, memory)(prompts, seed)
 
     return draw
 
