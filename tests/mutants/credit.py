@@ -136,8 +136,8 @@ MUTANTS = (
     Mutant(
         "epsilon_missing_in_the_deviation",
         GROUP,
-        " / (group_deviation(batch, returns_C) + self.scale_epsilon)",
-        " / group_deviation(batch, returns_C)",
+        " / (deviation_C + self.scale_epsilon)",
+        " / deviation_C",
         GROUP_TESTS,
         "equal rewards in a group give NaN",
     ),

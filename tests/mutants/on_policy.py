@@ -314,8 +314,8 @@ MUTANTS = (
     Mutant(
         "average_kept_to_itself",
         "pipeline/stages/train.py",
-        "            built.average.adopt()\n        speed",
-        "            pass\n        speed",
+        "            built.average.adopt()\n        built.frozen",
+        "            pass\n        built.frozen",
         AVERAGING_TESTS,
         "an average is paid for, the last weights are saved",
     ),

@@ -12,7 +12,7 @@ from test_step import LORAS
 from small_groups import random_groups, scorer
 from truing.config import Model
 from truing.data.packing import pack
-from truing.errors import UsageError
+from truing.errors import RolloutError, UsageError
 from truing.models import loading
 from truing.models.network import Network
 from truing.models.roles import Roles
@@ -328,10 +328,13 @@ def test_importance_correction_and_its_cap(monkeypatch):
 
     monkeypatch.setattr("truing.training.on_policy.sample", elsewhere)
     name = "sampling/importance_mean"
-    assert name not in ran(num_rollouts=1).rollouts[0].metrics
+    far = {"num_rollouts": 1, "logp_difference_limit": None}
+    assert name not in ran(**far).rollouts[0].metrics
+    with pytest.raises(RolloutError, match=r"logp_difference_limit 0\.1"):
+        ran(num_rollouts=1)
 
     def mean(kind, cap):
-        seen = ran(num_rollouts=1, importance_correction=kind, importance_cap=cap)
+        seen = ran(**far, importance_correction=kind, importance_cap=cap)
         return seen.rollouts[0].metrics[name]
 
     factor = math.exp(0.5)

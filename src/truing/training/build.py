@@ -115,7 +115,7 @@ def _step(
         return roles.outputs(batch, objective.trains, objective.extra_outputs)
 
     def before_first_update(metrics: dict[str, float], batches: Sequence[Batch]) -> None:
-        dtype = roles.policy.base.dtype
+        dtype = next(roles.policy.parameters()).dtype
         rounding = contract.ROUNDING.get(dtype, 0.0) if memory.too_large is not None else 0.0
         contract.check_numbers(method.step_zero, metrics, inputs.where, rounding)
         if not method.step_zero:
