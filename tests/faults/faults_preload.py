@@ -2,7 +2,6 @@
 
 import matplotlib.pyplot  # noqa: F401
 import peft  # noqa: F401
-import torch.profiler
 import transformers.models.llama.modeling_llama
 import transformers.trainer_pt_utils  # noqa: F401
 

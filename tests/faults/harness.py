@@ -184,7 +184,7 @@ def _leave_out_what_costs() -> None:
     from truing.training import speed
 
     run.write_report = lambda output: None
-    speed.machine_rate = lambda *asked: 1e9
+    speed.RATE_SECONDS = 0.0
 
 
 def fire() -> None:

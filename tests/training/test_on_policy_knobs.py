@@ -43,6 +43,7 @@ SHOWN_BY: dict[str, dict[str, str]] = {
         "kl_horizon": "test_kl_horizon",
         "importance_correction": "test_importance_correction_and_its_cap",
         "importance_cap": "test_importance_correction_and_its_cap",
+        "logp_difference_limit": "test_importance_correction_and_its_cap",
         "dynamic_rounds": "test_dynamic_rounds",
         "demonstrations_per_step": "test_demonstrations_per_step",
     },
@@ -79,6 +80,9 @@ SHOWN_BY: dict[str, dict[str, str]] = {
     },
     "rollouts/test_sampler_engines.py": {
         "engine": "test_the_engine_asked_for_draws",
+    },
+    "training/test_guards.py": {
+        "max_nonfinite_steps": "test_a_skipped_step_changes_nothing_but_the_place",
     },
     "training/test_early_stop.py": {
         "approxkl_limit": "test_a_smaller_limit_stops_earlier",

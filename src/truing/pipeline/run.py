@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,6 +18,7 @@ from rich.progress import (
 from truing.config import REWARD_ROLES, Recipe
 from truing.errors import ResourceError, UsageError, redacted
 from truing.evaluation.report import write_report
+from truing.memory import is_memory_error
 from truing.pipeline import graph, machine, stages
 from truing.pipeline.context import Context
 from truing.pipeline.decisions import Decision, decide, refuse
@@ -151,7 +151,7 @@ def _run_stage(
             run.write_info(info)
         except ResourceError as another:  # the first error says more
             context.say(f"{label}: {another}")
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if is_memory_error(error):
             raise ResourceError(
                 "out of memory",
                 where=f"stages.{stage.name}",
