@@ -152,6 +152,15 @@ def test_one_process_a_run_and_the_lock_of_a_killed_one_is_free(stage, out, whol
     same(stage, out, whole(stage))
 
 
+@pytest.mark.fault("P2")
+@pytest.mark.parametrize("stage", ["best_of_n"])
+def test_killed_while_best_of_n_draws(stage, out, whole):
+    killed = truing(stage, out, plant=[partial(plants.kill_in_rollout, 1)])
+    assert killed.code == KILLED
+    succeeded(truing(stage, out, "--resume"))
+    same(stage, out, whole(stage))
+
+
 def wait_for(path):
     deadline = time.monotonic() + 60
     while not path.exists():
