@@ -189,6 +189,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, kind):
         assert folder.name == "checkpoint-1"
         assert "checkpoint-2 is damaged" in said[0]
         assert found(copy) == 1
+        assert [folder.name for folder in checkpoints(copy)] == ["checkpoint-1"]
         shutil.rmtree(copy)
 
 
@@ -197,6 +198,7 @@ def test_nothing_whole_is_never_a_silent_start_from_nothing(run):
         (folder / MANIFEST_FILE).unlink()
     with pytest.raises(CheckpointError, match="none of 2 checkpoints is whole") as caught:
         newest(run, FACTS, lambda line: None)
+    assert len(checkpoints(run)) == 2  # someone may want to look at them
     assert caught.value.exit_code == 8
     assert newest(run.parent / "never", FACTS, print) is None
 

@@ -82,17 +82,18 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def newest(run: Path, expected: Mapping[str, Any], say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that is whole; None if there never was one.
 
-    What lies around half-written is removed. Raises CheckpointError if there are checkpoints and
-    none is whole, or if the newest whole one is of another run (its facts are not `expected`).
+    What lies around half-written is removed, and what is damaged if an older one is whole. Raises
+    CheckpointError if there are checkpoints and none is whole, or if the newest whole one is of another run (its facts are not `expected`).
     """
     for partial in run.glob(".checkpoint-*.partial"):
         shutil.rmtree(partial)
-    folders = checkpoints(run)
+    folders, damaged = checkpoints(run), []
     for folder in folders:
         try:
             facts = read_manifest(folder)
         except CheckpointError as error:
             say(f"{folder.name} is damaged and is not used: {error.where}: {error.what}")
+            damaged.append(folder)
             continue
         for name, value in expected.items():
             if facts.get(name) != value:
@@ -101,6 +102,8 @@ def newest(run: Path, expected: Mapping[str, Any], say: Callable[[str], None]) -
                     where=str(folder),
                     remedy="undo the change, or give another output; --overwrite starts over",
                 )
+        for unusable in damaged:  # else they would count among the newest that are kept
+            shutil.rmtree(unusable)
         return folder
     if folders:
         raise CheckpointError(
