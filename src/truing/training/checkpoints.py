@@ -83,7 +83,8 @@ def newest(run: Path, expected: Mapping[str, Any], say: Callable[[str], None]) -
     """The newest checkpoint that is whole; None if there never was one.
 
     What lies around half-written is removed, and what is damaged if an older one is whole. Raises
-    CheckpointError if there are checkpoints and none is whole, or if the newest whole one is of another run (its facts are not `expected`).
+    CheckpointError if there are checkpoints and none is whole, or if the newest whole one is of
+    another run (its facts are not `expected`).
     """
     for partial in run.glob(".checkpoint-*.partial"):
         shutil.rmtree(partial)
