@@ -200,7 +200,7 @@ def test_stale_weights_of_the_sampler_stop_the_run(stage, out):
 def test_log_probs_of_other_tokens_stop_the_run(stage, out):
     """With the limit that everybody has."""
     result = truing(stage, out, plant=[partial(drawing, of_other_tokens, 1)])
-    stopped(result, 7, "logp_difference_limit 0.1", "rollout 1")
+    stopped(result, 7, "logp_difference_limit 0.15", "rollout 1")
 
 
 def rewarding(answer, call):

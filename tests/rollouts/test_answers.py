@@ -112,7 +112,7 @@ PROMPTS = [TokenGroup(g.prompt_ids) for g in random_groups(1, 4, 0)]
 
 def test_logp_difference_limit():
     """The trainer of these rollouts says −1 of every token, as the sampler does."""
-    assert OnPolicy.model_fields["logp_difference_limit"].default == 0.1
+    assert OnPolicy.model_fields["logp_difference_limit"].default == 0.15
 
     def off(by):
         return lambda batch: (torch.full((batch.size_N,), -1.0 - by), torch.zeros(batch.size_N))

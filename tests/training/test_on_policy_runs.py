@@ -330,7 +330,7 @@ def test_importance_correction_and_its_cap(monkeypatch):
     name = "sampling/importance_mean"
     far = {"num_rollouts": 1, "logp_difference_limit": None}
     assert name not in ran(**far).rollouts[0].metrics
-    with pytest.raises(RolloutError, match=r"logp_difference_limit 0\.1"):
+    with pytest.raises(RolloutError, match=r"logp_difference_limit 0\.15"):
         ran(num_rollouts=1)
 
     def mean(kind, cap):
