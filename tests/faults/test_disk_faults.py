@@ -9,6 +9,7 @@ from functools import partial
 
 import plants
 import pytest
+import torch
 from harness import (
     ROWS,
     LostError,
@@ -22,7 +23,9 @@ from harness import (
     truing,
     written,
 )
+from safetensors.torch import load_file
 from storage_damage import DAMAGE
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from faults.matrix import TRAINED
 
@@ -197,3 +200,18 @@ def test_data_that_was_edited_is_refused(stage, edit, out, halfway):
     refused = truing(stage, out, "--resume", data=edited)
     stopped(refused, 8, "it stopped at checkpoint-", "changed: data", "truing runs rm")
     assert left_by(stage, out) == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "auto"),
+    [("ppo", AutoModelForCausalLM), ("reward", AutoModelForSequenceClassification)],
+)
+def test_a_checkpoint_opens_with_from_pretrained(stage, auto, halfway):
+    """Its weights are the masters of that very step."""
+    newest = newest_first(stage, halfway(stage))[0]
+    model, report = auto.from_pretrained(newest, output_loading_info=True, dtype=torch.float32)
+    assert not any(report.values()), report
+    masters = load_file(newest / "state" / "masters.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    (kept,) = [tensor for key, tensor in masters.items() if key.endswith(name.partition(".")[2])]
+    assert torch.equal(model.state_dict()[name], kept)
