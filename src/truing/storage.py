@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from truing.errors import CheckpointError, ResourceError
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
 CHUNK = 1 << 20
+HALF_WRITTEN = re.compile(r"\.(.+\.)?\d+\.(tmp|partial)")
+"""What files and folders are called until they are whole: .NAME.PID.tmp, .NAME.PID.partial."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -156,6 +159,16 @@ def move_into(folder: Path, fill: Callable[[Path], None]) -> None:
                 DISK.rename(path, place)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that are gone left half-written, however deep. Only for whoever has
+    the folder for itself."""
+    for path in [path for path in folder.rglob(".*") if HALF_WRITTEN.fullmatch(path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now
 
 
 def seal(folder: Path, facts: dict[str, Any], *, without: Callable[[Path], bool]) -> None:

@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 @pytest.mark.parametrize("stage", TRAINED)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(stage, kind, out, whole, halfway):
     shutil.copytree(halfway(stage), out)
-    newest, before = newest_first(stage, out)
+    newest, before, *_ = newest_first(stage, out)
     DAMAGE[kind](newest / "state" / "moments.safetensors", before / "state" / "moments.safetensors")
     said = succeeded(truing(stage, out, "--resume")).said
     assert f"{newest.name} is damaged and is not used" in said
@@ -138,7 +138,7 @@ def test_no_whole_checkpoint_is_never_a_start_from_nothing(stage, out, halfway):
     for folder in newest_first(stage, out):
         (folder / "manifest.json").unlink()
     before = left_by(stage, out)
-    stopped(truing(stage, out, "--resume"), 8, "none of 2 checkpoints is whole")
+    stopped(truing(stage, out, "--resume"), 8, "none of ", "checkpoints is whole")
     assert left_by(stage, out) == before
 
 

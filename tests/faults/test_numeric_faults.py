@@ -82,7 +82,7 @@ def kept_weights(stage, out):
 def test_not_finite_stops_before_the_update(stage, what, value, out, whole):
     name = "loss" if what == "loss" else "grad_norm"
     plant = partial(poison, what, value, 3)
-    stopped(truing(stage, out, plant=[plant]), 5, f"{name} is {value}", "step 3")
+    stopped(truing(stage, out, plant=[plant]), 5, f"{name} is ", str(value), "step 3")
     assert lines(stage, out)[-1]["step"] == 2
     found = list(kept_weights(stage, out))
     assert found

@@ -129,3 +129,19 @@ def test_a_cut_last_line_of_metrics_is_no_step(tmp_path):
     with (path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 4, "loss": 0.1})[:9])
     assert read(path).step == 3
+
+
+def test_a_claim_sweeps_what_killed_processes_left_and_nothing_else(tmp_path):
+    out = tmp_path / "out"
+    run = make(out, "a", saved=2)
+    doomed = [out / ".summary.json.41.tmp", run / ".42.partial", run / ".checkpoint-3.7.partial"]
+    doomed[0].write_text("half")
+    for folder in doomed[1:]:
+        folder.mkdir()
+        (folder / ".model.safetensors.7.tmp").write_text("half")
+    kept = [out / ".notes.tmp", run / ".mine", run / "model.safetensors", run / "checkpoint-2"]
+    for mine in kept[:2]:
+        mine.write_text("mine")
+    with claimed(out, resume=True, overwrite=False):
+        assert not any(path.exists() for path in doomed)
+        assert all(path.exists() for path in kept)

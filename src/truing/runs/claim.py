@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from truing.errors import UsageError
 from truing.rundir import RUN_FILE, write_text
+from truing.storage import sweep
 
 LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 OWN_FILES = (LOCK_FILE, OWNER_FILE)
@@ -49,6 +50,7 @@ def claimed(path: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
         ) from error
     try:
         write_text(path / OWNER_FILE, json.dumps({"pid": os.getpid(), "host": platform.node()}))
+        sweep(path)
         _prepare(path, resume=resume, overwrite=overwrite)
         yield
     finally:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from truing.errors import CheckpointError
 from truing.rundir import checkpoints
-from truing.storage import DISK, Disk, read_manifest, write_folder
+from truing.storage import DISK, Disk, read_manifest, sweep, write_folder
 
 STATE_FOLDER, NUMBERS_FILE = "state", "numbers.json"
 
@@ -86,8 +86,7 @@ def newest(run: Path, expected: Mapping[str, Any], say: Callable[[str], None]) -
     CheckpointError if there are checkpoints and none is whole, or if the newest whole one is of
     another run (its facts are not `expected`).
     """
-    for partial in run.glob(".checkpoint-*.partial"):
-        shutil.rmtree(partial)
+    sweep(run)
     folders, damaged = checkpoints(run), []
     for folder in folders:
         try:
