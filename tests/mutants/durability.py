@@ -240,6 +240,22 @@ MUTANTS = (
         "a changed knob and --resume: hours of training are gone without a word",
     ),
     Mutant(
+        "the_last_weights_in_place_of_the_best",
+        "training/build.py",
+        "            self.best.adopt()\n",
+        "            pass\n",
+        ("training/test_best.py",),
+        "the best checkpoint is found, and the last one is left behind",
+    ),
+    Mutant(
+        "half_written_files_pile_up",
+        "runs/claim.py",
+        "        sweep(path)\n",
+        "",
+        ("runs/test_runs.py",),
+        "what a killed process left stays for ever: found here by killing at every operation",
+    ),
+    Mutant(
         "two_processes_write_one_run",
         CLAIM,
         "        lock.acquire()\n    except Timeout as error:\n        raise",

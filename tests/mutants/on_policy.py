@@ -313,9 +313,9 @@ MUTANTS = (
     ),
     Mutant(
         "average_kept_to_itself",
-        "pipeline/stages/train.py",
-        "            built.average.adopt()\n        built.frozen",
-        "            pass\n        built.frozen",
+        "training/build.py",
+        "            self.average.adopt()\n        if self.best",
+        "            pass\n        if self.best",
         AVERAGING_TESTS,
         "an average is paid for, the last weights are saved",
     ),
