@@ -215,6 +215,11 @@ def written(path: Path, rows: Sequence[dict]) -> Path:
     return path
 
 
+def second(stage):
+    """The second rollout; Best-of-N draws once."""
+    return 1 if stage == "best_of_n" else 2
+
+
 def stage_folder(stage: str, folder: Path) -> Path:
     """Where the stage itself lies in a run's output."""
     return folder / METHODS.get(stage, stage)
