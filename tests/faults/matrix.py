@@ -61,7 +61,7 @@ MATRIX: dict[str, tuple[str, dict[str, str]]] = {
     "T8": ("no stop token ever", _all("D", *SAMPLING)),
     # W1: the sampler lives in the trainer's process. One that hangs there cannot be ended from
     # inside, and nobody else could draw in its place: that comes with engines outside.
-    "W1": ("a sampler that dies, hangs, is slow", _all("X7", *SAMPLING)),
+    "W1": ("a sampler that dies or is slow", _all("X7", *SAMPLING)),
     "W2": ("fewer, more, doubled, reordered completions", _all("X7", *SAMPLING)),
     "W3": ("stale sampler weights", _all("X7", *POLICY_GRADIENT)),
     "W4": ("a reward that raises or answers nonsense", _all("X7", *SAMPLING)),

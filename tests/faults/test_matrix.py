@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from faults.figure import cells_of
-from faults.matrix import cells
+from faults.matrix import MATRIX, cells
 
 
 def test_every_cell_has_a_test(request):
@@ -18,3 +18,11 @@ def test_every_cell_has_a_test(request):
     smoke = [item for item in request.session.items if not item.get_closest_marker("full")]
     covered = {cell for item in smoke for cell in cells_of(item)}
     assert not sorted(cells() - covered)
+
+
+def test_the_page_shows_every_kind_and_that_nothing_was_lost(root):
+    page = (root / "docs" / "reliability.md").read_text(encoding="utf-8")
+    for kind, (title, _) in MATRIX.items():
+        assert f"| {kind} | {title} |" in page
+    assert "lost 0, silent 0, hung 0, leaked 0, not fired 0" in page
+    assert "not run" not in page.partition("<!-- faults -->")[2].partition("<!-- /faults")[0]
