@@ -29,7 +29,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from truing.errors import CheckpointError
+from truing.errors import CheckpointError, ResourceError
 from truing.storage import DISK, MANIFEST_FILE, read_manifest, seal, write_file, writing
 
 SCHEMA_VERSION = 1
@@ -88,6 +88,8 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._written: int | None = None
+        """Bytes of metrics.jsonl after our last line; None before the first."""
 
     def start(self, info: RunInfo, config: Mapping[str, Any], *, keep: bool = False) -> None:
         """Empty the folder, unless it is to be gone on from, and write who runs with what."""
@@ -136,8 +138,17 @@ class RunDirectory:
         """One line to metrics.jsonl."""
         line = json.dumps({"step": step, **metrics}, allow_nan=False)
         file = self.path / METRICS_FILE
+        if self._written not in (None, self.metrics_bytes):
+            raise ResourceError(
+                f"it cannot be written: it has {self.metrics_bytes:,} bytes, and had "
+                f"{self._written:,} after our last line",
+                where=str(file),
+                remedy="somebody else removes or writes what lies here; --resume goes on from the "
+                "newest checkpoint",
+            )
         with writing(file):
             DISK.append(file, f"{line}\n".encode())
+        self._written = self.metrics_bytes
 
     def sync_metrics(self) -> None:
         """The lines so far are on the disk."""
@@ -156,6 +167,7 @@ class RunDirectory:
         """Forget the lines behind the first `size` bytes: their steps are taken again."""
         if self.metrics_bytes > size:
             os.truncate(self.path / METRICS_FILE, size)
+            self._written = size
 
     def metrics(self) -> list[dict[str, float]]:
         """Every line of metrics.jsonl; a last line that was cut off is left out."""

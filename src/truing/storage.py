@@ -58,7 +58,8 @@ class Disk:
             os.close(handle)
 
     def make_folder(self, path: Path) -> None:
-        path.mkdir(parents=True)
+        """In one that is there: a run whose folder was taken away must not begin another."""
+        path.mkdir()
 
     def rename(self, old: Path, new: Path) -> None:
         old.replace(new)
@@ -102,7 +103,7 @@ def write_file(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)  # not parents: see Disk.make_folder
             DISK.write(beside, content)
             DISK.rename(beside, path)
             DISK.sync_folder(path.parent)
@@ -124,7 +125,8 @@ def write_folder(
     replaced after it. Raises ResourceError if the disk is full, cannot be written, or has less
     than `needs_bytes` free (nothing is written then).
     """
-    free = disk.free_bytes(folder.parent)
+    with writing(folder):
+        free = disk.free_bytes(folder.parent)
     if free < needs_bytes:
         raise ResourceError(
             f"{needs_bytes:,} bytes are needed, {free:,} are free",

@@ -155,6 +155,21 @@ def no_space_from_step(number: int) -> None:
     RunDirectory.append_metrics = then
 
 
+def folder_vanishes_after_step(number: int, folder: str) -> None:
+    """Somebody moves the output away while it is written, once step `number` is."""
+    from truing.rundir import RunDirectory
+
+    append = RunDirectory.append_metrics
+
+    def then(self, step, metrics):
+        append(self, step, metrics)
+        if step == number:
+            fire()
+            os.rename(folder, folder + "-moved")
+
+    RunDirectory.append_metrics = then
+
+
 def little_space(free: int) -> None:
     """A disk with so many bytes left."""
     from truing.storage import Disk

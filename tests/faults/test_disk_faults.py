@@ -108,6 +108,14 @@ def test_an_input_output_error(stage, number, out, whole):
     same(stage, out, whole(stage))
 
 
+@pytest.mark.fault("P7")
+@pytest.mark.parametrize("stage", ["sft", pytest.param("ppo", marks=pytest.mark.full)])
+def test_a_folder_that_vanishes_stops_the_run(stage, out):
+    """Saved at once where the next checkpoint is due, or with the next line of metrics."""
+    fault = partial(plants.folder_vanishes_after_step, 5, str(out))
+    stopped(truing(stage, out, plant=[fault]), 6, "cannot be written")
+
+
 @pytest.mark.fault("P7", "cli")
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     """/proc: not even root makes a folder there."""

@@ -104,6 +104,18 @@ def test_sigint_once_saves_and_twice_stops_at_once(stage, times, out, whole):
     same(stage, out, whole(stage))
 
 
+@pytest.mark.fault("P4")
+@pytest.mark.parametrize("stage", ["sft", pytest.param("ppo", marks=pytest.mark.full)])
+def test_two_signals_in_a_step_keep_nothing_of_it(stage, out, whole):
+    """Where nothing was saved before: half of the step is in the weights."""
+    off = ("--save-steps", "null", "--save-minutes", "null")
+    fault = partial(plants.kill_after_step, 5, signal.SIGINT, 2)
+    assert truing(stage, out, *off, plant=[fault]).code == 130
+    assert not list(stage_folder(stage, out).glob("checkpoint-*"))
+    succeeded(truing(stage, out, "--resume", *off))
+    same(stage, out, whole(stage))
+
+
 @pytest.mark.fault("P3")
 @pytest.mark.fault("P4")
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

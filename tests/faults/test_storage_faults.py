@@ -13,7 +13,7 @@ from storage_damage import DAMAGE
 
 from truing.errors import CheckpointError, ResourceError
 from truing.rundir import checkpoints
-from truing.storage import MANIFEST_FILE, read_manifest
+from truing.storage import MANIFEST_FILE, files_of, read_manifest
 from truing.training.checkpoints import State, load_state, newest, save_checkpoint
 
 FACTS = {"fingerprint": "this"}
@@ -135,6 +135,9 @@ def after_power_cut(log, stop, keep_names):
     wrote = {path for operation, path, _ in done if operation in ("open", "write")}
     renames = [(old, new) for operation, old, new in done if operation == "rename"]
     settled = {path for operation, path, _ in done if operation == "sync folder"}
+    made = [path for _, path, _ in done if ".partial" in path.name]
+    wrote |= {path for folder in made for path in files_of(folder)}  # by others: what is exported
+    wrote |= {old / p.relative_to(new) for old, new in renames for p in files_of(new)}
     for path in wrote - synced:
         now = path
         for old, new in renames:

@@ -204,7 +204,7 @@ MUTANTS = (
         KEEPER,
         "            if not self.busy:",
         "            if True:",
-        within("process", "test_sigint_once_saves_and_twice_stops_at_once[sft-2]"),
+        within("process", "test_two_signals_in_a_step_keep_nothing_of_it[sft]"),
         "the second Ctrl-C comes between the update and its bookkeeping",
     ),
     Mutant(

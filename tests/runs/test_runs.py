@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from truing.errors import UsageError
+from truing.errors import ResourceError, UsageError
 from truing.rundir import RunDirectory, RunInfo
 from truing.runs.claim import claimed, is_claimed
 from truing.runs.compare import differing_config, differing_inputs, metrics_side_by_side
@@ -145,3 +145,13 @@ def test_a_claim_sweeps_what_killed_processes_left_and_nothing_else(tmp_path):
     with claimed(out, resume=True, overwrite=False):
         assert not any(path.exists() for path in doomed)
         assert all(path.exists() for path in kept)
+
+
+def test_lines_of_metrics_that_somebody_removes_are_missed(tmp_path):
+    """A file that is made anew would be one without its first lines, and nobody would know."""
+    run = RunDirectory(tmp_path)
+    run.append_metrics(1, {"loss": 1.0})
+    run.append_metrics(2, {"loss": 1.0})
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(ResourceError, match="it has 0 bytes, and had"):
+        run.append_metrics(3, {"loss": 1.0})

@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from truing.errors import CheckpointError
+from truing.errors import CheckpointError, ResourceError
 from truing.rundir import checkpoints
-from truing.storage import DISK, Disk, read_manifest, sweep, write_folder
+from truing.storage import DISK, Disk, read_manifest, sweep, write_folder, writing
 
 STATE_FOLDER, NUMBERS_FILE = "state", "numbers.json"
 
@@ -69,9 +69,18 @@ def save_checkpoint(
         export(beside)
 
     write_folder(folder, fill, {"step": step, **facts}, needs_bytes=2 * state.size, disk=disk)
-    read_manifest(folder)
-    for old in checkpoints(run)[keep:]:
-        disk.remove_folder(old)
+    try:
+        read_manifest(folder)
+    except CheckpointError as error:
+        raise ResourceError(
+            f"cannot be written: what is read back is something else ({error.what})",
+            where=error.where,
+            remedy="the disk fails, or somebody else writes there; --resume goes on from the "
+            "checkpoint before",
+        ) from error
+    with writing(run):
+        for old in checkpoints(run)[keep:]:
+            disk.remove_folder(old)
     return folder
 
 
