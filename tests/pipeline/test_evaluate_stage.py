@@ -128,7 +128,7 @@ def test_texts_with_unusual_ends_of_lines_come_back(tmp_path):
     ],
 )
 def test_more_tokens_than_the_model_has_places_for_are_refused_early(run, tmp_path, stage):
-    with pytest.raises(DataError, match=r"10 tokens and 505 .* more than the 512"):
+    with pytest.raises(DataError, match=r"no room for 505 tokens .* 512 places \(10 tokens\)"):
         run(ROWS, stage=stage)
     assert not (tmp_path / "out").exists()
     long = [{"prompt": "p" * 600, "completion": "c"}]
