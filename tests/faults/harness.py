@@ -90,7 +90,6 @@ class Result:
 
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["faults_preload"])
 _PATHS = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))  # the server finds what it loads
 
@@ -133,6 +132,7 @@ def command(
     """Any command of `truing`, in `cwd`. Raises HungError, LeakedError, DidNotFireError."""
     token, output = cwd / ".fired", cwd / ".said"
     token.unlink(missing_ok=True)
+    _SERVER.set_forkserver_preload(["faults_preload"])  # here: others set theirs when imported
     process = _SERVER.Process(target=_child, args=(list(argv), str(cwd), list(plant)))
     started = time.monotonic()
     process.start()

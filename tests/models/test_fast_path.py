@@ -88,7 +88,7 @@ def compare(network, model, groups, budget, pairs):
     for name, (left, right) in pairs().items():
         scale = right.abs().max().item()
         error = (left - right).abs().max().item()
-        assert error <= 1e-5 * scale + 1e-7, (name, error, scale)
+        assert error <= 1e-5 * scale + 5e-7, (name, error, scale)  # some are 0 but for rounding
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from pathlib import Path
 LIBRARIES = ["torch", "transformers", "transformers.modeling_utils", "peft", "pydantic"]
 COPIED = ("src", "tests", "pyproject.toml")
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(LIBRARIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,7 @@ def copy_checkout(root: Path, to: Path) -> None:
 def attempt(checkout: Path, src: Path, tests: Sequence[str], limit: float) -> Outcome:
     """Run tests of `checkout` against the sources in `src`, at most `limit` seconds."""
     start = time.monotonic()
+    _FORKS.set_forkserver_preload(LIBRARIES)
     process = _FORKS.Process(target=_in_a_fork, args=(checkout, src, list(tests)))
     process.start()
     process.join(limit)
