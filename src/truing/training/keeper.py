@@ -6,7 +6,9 @@ rollout, which the resumed run draws again, the same. A second signal stops at o
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -95,6 +97,7 @@ class Keeper:
             self._raise_failure()
 
     def _write(self, taken: int, state: State) -> None:
+        _give_way()
         try:
             self.save(taken, state)
         except BaseException as error:  # raised again in the thread that trains
@@ -131,3 +134,10 @@ class Keeper:
         """While the last state is written: a second signal ends the process as it always would."""
         for number in self.handlers:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _give_way() -> None:
+    """This thread takes what those that train leave of the processors: hashing and writing have a
+    minute, a step has not. On Linux, where threads have a priority of their own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
