@@ -15,7 +15,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ class Disk:
             file.flush()
             os.fsync(file.fileno())
 
+    def write_by(self, write: Callable[[Path], None], path: Path) -> None:
+        """A new file that `write` writes itself; on the disk after `sync_file`."""
+        write(path)
+
     def sync_file(self, path: Path) -> None:
         """What was written to a file is on the disk."""
         with path.open("rb+") as file:
@@ -68,6 +73,13 @@ class Disk:
         """More at the end of a file; on the disk after `sync_file`."""
         with path.open("ab") as file:
             file.write(content)
+
+    def release(self, path: Path) -> None:
+        """The memory that the kernel keeps a file in is free for the next one: fresh pages cost
+        more than all else about a write. What is not on the disk yet stays. Linux only."""
+        if sys.platform == "linux":
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def remove_folder(self, path: Path) -> None:
         shutil.rmtree(path)
@@ -113,13 +125,16 @@ def write_file(path: Path, content: bytes) -> None:
 
 def write_folder(
     folder: Path,
-    fill: Callable[[Path], None],
+    fill: Callable[[Path], Iterable[Path]],
     facts: dict[str, Any],
     *,
     needs_bytes: int = 0,
     disk: Disk = DISK,
 ) -> None:
     """Make `folder` hold what `fill` writes into an empty one, and a manifest with `facts`.
+
+    `fill` may yield files that are whole: each is on the disk, and in the manifest, before the
+    next one is asked for. The others follow when it is done.
 
     Until the last rename no reader sees it; a folder of that name that is there already is
     replaced after it. Raises ResourceError if the disk is full, cannot be written, or has less
@@ -137,8 +152,7 @@ def write_folder(
     with writing(folder):
         try:
             disk.make_folder(beside)
-            fill(beside)
-            _seal(beside, list(files_of(beside)), facts, disk)
+            _seal(beside, _each_once(beside, fill), facts, disk)
             if folder.exists():
                 disk.remove_folder(folder)
             disk.rename(beside, folder)
@@ -180,7 +194,16 @@ def seal(folder: Path, facts: dict[str, Any], *, without: Callable[[Path], bool]
         _seal(folder, [path for path in files_of(folder) if not without(path)], facts, DISK)
 
 
-def _seal(folder: Path, paths: list[Path], facts: dict[str, Any], disk: Disk) -> None:
+def _each_once(folder: Path, fill: Callable[[Path], Iterable[Path]]) -> Iterator[Path]:
+    """What `fill` yields, then what else it wrote."""
+    yielded = set()
+    for path in fill(folder):
+        yielded.add(path)
+        yield path
+    yield from (path for path in files_of(folder) if path not in yielded)
+
+
+def _seal(folder: Path, paths: Iterable[Path], facts: dict[str, Any], disk: Disk) -> None:
     files: dict[str, dict[str, Any]] = {}
     for path in paths:
         disk.sync_file(path)
@@ -190,7 +213,7 @@ def _seal(folder: Path, paths: list[Path], facts: dict[str, Any], disk: Disk) ->
         }
     manifest = {"manifest_version": MANIFEST_VERSION, "facts": facts, "files": files}
     disk.write(folder / MANIFEST_FILE, json.dumps(manifest, indent=1, allow_nan=False).encode())
-    for inner in sorted({path.parent for path in paths} | {folder}):
+    for inner in sorted({(folder / name).parent for name in files} | {folder}):
         disk.sync_folder(inner)
 
 

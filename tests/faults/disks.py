@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from truing.storage import Disk
@@ -40,6 +41,16 @@ class CountedDisk(Disk):
         path.write_bytes(content)
         self._before("sync", path)
         super().sync_file(path)
+
+    def write_by(self, write: Callable[[Path], None], path: Path) -> None:
+        self._before("open", path)
+        path.write_bytes(b"")
+        self._before("write", path)
+        write(path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        self._before("write", path)
+        path.write_bytes(whole)
 
     def sync_file(self, path: Path) -> None:
         self._before("sync", path)

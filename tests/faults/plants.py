@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness import fire
 
-OPERATIONS = ("write", "append", "sync_file", "sync_folder", "make_folder", "rename")
+OPERATIONS = ("write", "write_by", "append", "sync_file", "sync_folder", "make_folder", "rename")
 
 
 def kill_after_step(number: int, sent: int = signal.SIGKILL, times: int = 1) -> None:
@@ -57,9 +57,12 @@ def at_operation(number: int, happens: Callable[[], None]) -> None:
 
     def wrapped(name, original):
         def operate(self, *args):
-            for half in (False, True) if name == "write" else (False,):
-                if half:
+            for half in (False, True) if name.startswith("write") else (False,):
+                if half and name == "write":
                     args[0].write_bytes(args[1][: len(args[1]) // 2])
+                elif half:
+                    args[0](args[1])
+                    os.truncate(args[1], args[1].stat().st_size // 2)
                 if next(count) == number:
                     fire()
                     happens()
@@ -150,7 +153,7 @@ def no_space_from_step(number: int) -> None:
         append(self, step, metrics)
         if step == number:
             fire()
-            Disk.write = Disk.append = full
+            Disk.write = Disk.write_by = Disk.append = full
 
     RunDirectory.append_metrics = then
 

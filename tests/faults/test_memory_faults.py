@@ -205,7 +205,8 @@ def test_frozen_weights_that_were_touched_stop_the_run(stage, part, flags, name,
     result = truing(stage, out, *flags, plant=[partial(touched, part, 3)])
     stopped(result, 5, f"frozen weights of the {name}", "checkpoint-")
     kept = {path.name for path in stage_folder(stage, out).glob("checkpoint-*")}
-    assert kept == {"checkpoint-1", "checkpoint-2"}
+    # the check is in the writer's thread: that of step 2 may be under way while step 3 is taken
+    assert {"checkpoint-1"} <= kept <= {"checkpoint-1", "checkpoint-2"}
     if not flags:
         succeeded(truing(stage, out, "--resume"))
         same(stage, out, whole(stage))

@@ -9,8 +9,9 @@ import signal
 import pytest
 import torch
 from disks import BadDisk, CountedDisk, FullDisk, KilledDisk
-from storage_damage import DAMAGE
+from storage_damage import DAMAGE, flip
 
+from truing import training
 from truing.errors import CheckpointError, ResourceError
 from truing.rundir import checkpoints
 from truing.storage import MANIFEST_FILE, files_of, read_manifest
@@ -100,6 +101,34 @@ def test_killed_at_every_operation(run):
         save(copy, 4)  # it goes on from there, and what lay around is gone
         assert found(copy) == 4
         assert not list(copy.glob(".*"))
+
+
+def test_what_is_read_back_as_something_else_is_not_kept(run):
+    """A file of state that the disk changed on its way: the oldest is not removed for it."""
+
+    class Flipping(CountedDisk):
+        def write_by(self, write, path):
+            write(path)
+            flip(path, -1)
+
+    with pytest.raises(ResourceError, match="read back is something else"):
+        save(run, 3, Flipping())
+    assert [folder.name for folder in checkpoints(run)] == ["checkpoint-2", "checkpoint-1"]
+    assert not list(run.glob(".*"))
+
+
+def test_a_part_that_is_large_lies_in_several_files(run, monkeypatch):
+    monkeypatch.setattr(training.checkpoints, "SHARD", 500)
+    tensors = {f"{n}": torch.full((n, 30), float(n)) for n in (1, 2, 5, 9)} | {"0": torch.ones(())}
+    large = State({}, {"masters": tensors, "moments": {"w": torch.full((9,), torch.nan)}})
+    folder = save_checkpoint(run, 3, large, export, FACTS, keep=2)
+    assert len(list(folder.glob("state/masters-*.safetensors"))) > 2
+    read = load_state(folder)
+    assert read.tensors.keys() == large.tensors.keys()
+    for part, tensors in large.tensors.items():
+        assert read.tensors[part].keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(read.tensors[part][name], tensor, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", [FullDisk, BadDisk])

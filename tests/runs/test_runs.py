@@ -15,6 +15,11 @@ from truing.runs.upkeep import children, lineage, remove, verify
 from truing.storage import write_folder
 
 
+def one_file(folder):
+    (folder / "a").write_bytes(b"a")
+    return ()
+
+
 def make(output, name, *, status="completed", steps=3, config=None, saved=None, **facts):
     """A run's folder as a stage leaves it."""
     run = RunDirectory(output / name)
@@ -24,9 +29,7 @@ def make(output, name, *, status="completed", steps=3, config=None, saved=None, 
         run.append_metrics(step, {"loss": 1 / step, "timing/other": 3.0})
     (run.path / "model.safetensors").write_bytes(b"weights of " + name.encode())
     if saved is not None:
-        write_folder(
-            run.path / f"checkpoint-{saved}", lambda into: (into / "a").write_bytes(b"a"), {}
-        )
+        write_folder(run.path / f"checkpoint-{saved}", one_file, {})
     if status == "completed":
         run.finish(info)
     else:

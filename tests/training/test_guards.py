@@ -124,7 +124,11 @@ def test_shared_weights_are_hashed_once():
 
 
 def test_weights_that_are_not_finite_are_not_kept():
+    largest = torch.finfo(torch.float32).max
     check_finite({"w": torch.ones(2), "count": torch.tensor(3)}, "here")
+    check_finite({"w": torch.full((9,), largest)}, "here")  # what they add up to is too large
+    with pytest.raises(NumericsError, match="w is not finite"):
+        check_finite({"w": torch.tensor([math.inf, -math.inf, 1.0])}, "here")
     with pytest.raises(NumericsError, match="w is not finite"):
         check_finite({"w": torch.tensor([1.0, math.inf])}, "here")
 

@@ -61,12 +61,18 @@ def resolve(path: str, revision: str | None = None) -> str:
     return path
 
 
-def load_causal(path: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
-    """A causal language model with our attention, in eval mode. `path` as `resolve` gave it."""
+def load_causal(
+    path: str, dtype: torch.dtype | None, revision: str | None = None
+) -> PreTrainedModel:
+    """A causal language model with our attention, in eval mode. `path` as `resolve` gave it.
+
+    Without a `dtype` in the precision that it is stored in, read from the file when it is used.
+    """
     attention.register()
     allocator.keep_freed_memory()
     if path.startswith(tiny.PREFIX):
-        model = tiny.random_model(path.removeprefix(tiny.PREFIX), dtype, attention.NAME)
+        precision = dtype or torch.float32
+        model = tiny.random_model(path.removeprefix(tiny.PREFIX), precision, attention.NAME)
         fused.fuse(model)
         return model
     return _load(AutoModelForCausalLM, path, dtype, revision)
@@ -96,12 +102,12 @@ def load_scorer(path: str, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _load(auto: Any, path: str, dtype: torch.dtype, revision: str | None) -> PreTrainedModel:
+def _load(auto: Any, path: str, dtype: torch.dtype | None, revision: str | None) -> PreTrainedModel:
     try:
         with quiet():
             model, report = auto.from_pretrained(
                 path,
-                dtype=dtype,
+                dtype=dtype or "auto",
                 revision=revision or "main",
                 attn_implementation=attention.NAME,
                 use_safetensors=True,

@@ -35,15 +35,16 @@ def merged(
     adapter_to: Path,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """The trained model in float32: the source's weights with the masters in their places.
+    """The trained model: the source's with the masters themselves, not copies, in their places.
 
-    With `lora` the adapter is first saved to `adapter_to`, then merged.
+    With `lora` it is in float32: the adapter is first saved to `adapter_to`, then merged. Without,
+    weights that have no master keep the precision they are stored in.
     """
-    network = Network(loading.load_causal(source, torch.float32, revision), lora=lora)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name in masters:
-                parameter.copy_(masters[name])
+    precision = None if lora is None else torch.float32
+    network = Network(loading.load_causal(source, precision, revision), lora=lora)
+    for name, parameter in network.named_parameters():
+        if name in masters:
+            parameter.data = masters[name]
     if network.peft is None:
         return network.base
     network.peft.save_pretrained(adapter_to)

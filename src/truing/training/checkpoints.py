@@ -3,7 +3,8 @@
     checkpoint-120/
       model.safetensors, config.json, tokenizer ...   what from_pretrained opens (or an adapter)
       state/numbers.json                               step, schedule, positions, random states
-      state/*.safetensors                              masters, moments, averages, rollout
+      state/*.safetensors                              masters, moments, averages, rollout: a part
+                                                       that is large in several files
       manifest.json                                    sizes and SHA-256 of all of them
 
 No pickle is written or read.
@@ -13,13 +14,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from truing.errors import CheckpointError, ResourceError
@@ -27,6 +32,8 @@ from truing.rundir import checkpoints
 from truing.storage import DISK, Disk, read_manifest, sweep, write_folder, writing
 
 STATE_FOLDER, NUMBERS_FILE = "state", "numbers.json"
+SHARD = 2**27
+"""Bytes of a file of state, unless one tensor is more: what a save takes of the kernel's memory."""
 
 
 @dataclass(slots=True)
@@ -35,7 +42,7 @@ class State:
 
     numbers: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """Part (`masters`, `moments`, ...) -> name -> tensor; a file each."""
+    """Part (`masters`, `moments`, ...: no hyphen) -> name -> tensor."""
 
     @property
     def size(self) -> int:
@@ -53,39 +60,60 @@ def save_checkpoint(
     keep: int,
     disk: Disk = DISK,
 ) -> Path:
-    """Write checkpoint-STEP, check it as a reader would, then remove all but the newest `keep`.
+    """Write checkpoint-STEP, read it back, then remove all but the newest `keep`.
 
     `export` writes what others open. Raises ResourceError if it cannot be written.
     """
     folder = run / f"checkpoint-{step}"
 
-    def fill(beside: Path) -> None:
+    def fill(beside: Path) -> Iterator[Path]:
         inner = beside / STATE_FOLDER
         disk.make_folder(inner)
         numbers = json.dumps(state.numbers, allow_nan=False).encode()
         disk.write(inner / NUMBERS_FILE, numbers)
-        for part, tensors in state.tensors.items():
-            disk.write(inner / f"{part}.safetensors", save(_storable(tensors)))
+        yield from _write_tensors(inner, state.tensors, disk)
         export(beside)
 
     write_folder(folder, fill, {"step": step, **facts}, needs_bytes=2 * state.size, disk=disk)
-    try:
-        read_manifest(folder)
-    except CheckpointError as error:
-        raise ResourceError(
-            f"cannot be written: what is read back is something else ({error.what})",
-            where=error.where,
-            remedy="the disk fails, or somebody else writes there; --resume goes on from the "
-            "checkpoint before",
-        ) from error
     with writing(run):
         for old in checkpoints(run)[keep:]:
             disk.remove_folder(old)
     return folder
 
 
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+def _write_tensors(
+    folder: Path, parts: Mapping[str, Mapping[str, Tensor]], disk: Disk
+) -> Iterator[Path]:
+    """PART.safetensors, or PART-00001-of-00009.safetensors and so on. Each file is read back while
+    the kernel still has it in memory; it is let go of before the next one is begun."""
+    for part, tensors in parts.items():
+        split = split_torch_state_dict_into_shards(
+            dict(tensors), filename_pattern=f"{part}{{suffix}}.safetensors", max_shard_size=SHARD
+        )
+        for file, names in split.filename_to_tensors.items():
+            path = folder / file
+            own = {name: tensors[name].detach().cpu().contiguous() for name in names}
+            disk.write_by(partial(save_file, own), path)
+            _read_back(path, own)
+            yield path  # who takes it syncs it and takes its digest
+            disk.release(path)
+
+
+def _read_back(path: Path, expected: Mapping[str, Tensor]) -> None:
+    """Raises ResourceError unless the file holds these tensors, bit for bit."""
+    found = load_file(path)
+    for name, tensor in expected.items():
+        if not np.array_equal(_bytes(found[name]), _bytes(tensor)):
+            raise ResourceError(
+                f"cannot be written: what is read back is something else ({name})",
+                where=str(path),
+                remedy="the disk fails, or somebody else writes there; --resume goes on from the "
+                "checkpoint before",
+            )
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def newest(run: Path, expected: Mapping[str, Any], say: Callable[[str], None]) -> Path | None:
@@ -128,7 +156,9 @@ def load_state(folder: Path) -> State:
     inner = folder / STATE_FOLDER
     try:
         numbers = json.loads((inner / NUMBERS_FILE).read_bytes())
-        parts = {path.stem: load_file(path) for path in sorted(inner.glob("*.safetensors"))}
+        parts: dict[str, dict[str, Tensor]] = {}
+        for path in sorted(inner.glob("*.safetensors")):
+            parts.setdefault(path.stem.partition("-")[0], {}).update(load_file(path))
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"the state cannot be read ({error})", where=str(folder), remedy="remove this folder"
