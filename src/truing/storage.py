@@ -161,6 +161,23 @@ def write_folder(
             shutil.rmtree(beside, ignore_errors=True)
 
 
+def write_checked(path: Path, content: bytes, disk: Disk = DISK) -> None:
+    """A new file with this content, read back. Raises ResourceError if it is something else."""
+    disk.write(path, content)
+    if path.read_bytes() != content:
+        raise read_back_differs(path)
+
+
+def read_back_differs(path: Path, what: str = "") -> ResourceError:
+    """What was just written is not what is read there."""
+    return ResourceError(
+        f"cannot be written: what is read back is something else{what and f' ({what})'}",
+        where=str(path),
+        remedy="the disk fails, or somebody else writes there; --resume goes on from the "
+        "checkpoint before",
+    )
+
+
 def move_into(folder: Path, fill: Callable[[Path], None]) -> None:
     """Put the files that `fill` writes into an empty folder among those of `folder`, each whole."""
     beside = folder / f".{os.getpid()}.partial"
@@ -212,7 +229,8 @@ def _seal(folder: Path, paths: Iterable[Path], facts: dict[str, Any], disk: Disk
             "sha256": digest(path),
         }
     manifest = {"manifest_version": MANIFEST_VERSION, "facts": facts, "files": files}
-    disk.write(folder / MANIFEST_FILE, json.dumps(manifest, indent=1, allow_nan=False).encode())
+    content = json.dumps(manifest, indent=1, allow_nan=False).encode()
+    write_checked(folder / MANIFEST_FILE, content, disk)
     for inner in sorted({(folder / name).parent for name in files} | {folder}):
         disk.sync_folder(inner)
 

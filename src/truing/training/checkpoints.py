@@ -27,9 +27,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from truing.errors import CheckpointError, ResourceError
+from truing.errors import CheckpointError
 from truing.rundir import checkpoints
-from truing.storage import DISK, Disk, read_manifest, sweep, write_folder, writing
+from truing.storage import (
+    DISK,
+    Disk,
+    read_back_differs,
+    read_manifest,
+    sweep,
+    write_checked,
+    write_folder,
+    writing,
+)
 
 STATE_FOLDER, NUMBERS_FILE = "state", "numbers.json"
 SHARD = 2**27
@@ -70,7 +79,7 @@ def save_checkpoint(
         inner = beside / STATE_FOLDER
         disk.make_folder(inner)
         numbers = json.dumps(state.numbers, allow_nan=False).encode()
-        disk.write(inner / NUMBERS_FILE, numbers)
+        write_checked(inner / NUMBERS_FILE, numbers, disk)
         yield from _write_tensors(inner, state.tensors, disk)
         export(beside)
 
@@ -90,7 +99,8 @@ def _write_tensors(
         split = split_torch_state_dict_into_shards(
             dict(tensors), filename_pattern=f"{part}{{suffix}}.safetensors", max_shard_size=SHARD
         )
-        for file, names in split.filename_to_tensors.items():
+        empty = {f"{part}.safetensors": []}  # a part without tensors is a part, too
+        for file, names in (split.filename_to_tensors or empty).items():
             path = folder / file
             own = {name: tensors[name].detach().cpu().contiguous() for name in names}
             disk.write_by(partial(save_file, own), path)
@@ -104,12 +114,7 @@ def _read_back(path: Path, expected: Mapping[str, Tensor]) -> None:
     found = load_file(path)
     for name, tensor in expected.items():
         if not np.array_equal(_bytes(found[name]), _bytes(tensor)):
-            raise ResourceError(
-                f"cannot be written: what is read back is something else ({name})",
-                where=str(path),
-                remedy="the disk fails, or somebody else writes there; --resume goes on from the "
-                "checkpoint before",
-            )
+            raise read_back_differs(path, name)
 
 
 def _bytes(tensor: Tensor) -> Any:
