@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from functools import partial
 from pathlib import Path
@@ -91,6 +92,51 @@ def test_a_micro_batch_that_does_not_fit_is_halved(stage, error, out, gentle):
     for mine, theirs in zip(lines(stage, out), lines(stage, gentle(stage)), strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
         assert mine["tokens"] == theirs["tokens"]
+
+
+def passes_that_do_not_fit(error):
+    """No pass of any network without a gradient fits that holds more than one group."""
+    from truing.models.network import Network
+
+    forward = Network.forward
+
+    def then(self, batch, **asked):
+        if not torch.is_grad_enabled() and batch.size_G > 1:
+            fire()
+            error()
+        return forward(self, batch, **asked)
+
+    Network.forward = then
+
+
+@pytest.mark.fault("P12")
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("stage", TRAINED)
+def test_passes_without_a_gradient_are_halved(stage, error, out, gentle):
+    """Of the reference, the critic and the reward model, on held-out rows and in rollouts."""
+    result = succeeded(truing(stage, out, *GENTLE, plant=[partial(passes_that_do_not_fit, error)]))
+    close(stage, out, gentle(stage))
+    assert result.said.count("it is computed in halves") == 1
+    assert facts(stage, out)["memory_halved"] > 0
+
+
+@pytest.mark.fault("P12", "best_of_n")
+def test_best_of_n_asks_its_reward_model_in_halves(out, gentle):
+    model = ("--reward", str(gentle("reward") / "bradley_terry"))
+    other = out.parent / "other"
+    succeeded(truing("best_of_n", other, *model))
+    result = truing(
+        "best_of_n", out, *model, plant=[partial(passes_that_do_not_fit, cpu_allocator)]
+    )
+    assert "it is computed in halves" in succeeded(result).said
+    assert facts("best_of_n", out)["memory_halved"] > 0
+    chosen, expected = (
+        (stage_folder("best_of_n", folder) / "samples/best.jsonl").read_text().splitlines()
+        for folder in (out, other)
+    )
+    assert [json.loads(line)["completion"] for line in chosen] == [
+        json.loads(line)["completion"] for line in expected
+    ]
 
 
 @pytest.mark.fault("P12", "best_of_n")

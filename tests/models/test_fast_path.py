@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from small_groups import random_groups
 from truing.data.packing import micro_batches, pack
+from truing.memory import Memory
 from truing.models import fused, loading, logprobs, shared_prompts, tiny
 from truing.models.network import Network
 from truing.models.roles import Roles
@@ -65,7 +66,7 @@ def fast_logps(network, groups, budget):
     """The same through packed micro-batches."""
     found = {}
     for part in micro_batches(groups, budget):
-        batch = Roles(network).placed(pack(part), CPU)
+        batch = Roles(network).placed(pack(part), CPU, Memory())
         logps_N = network(batch, logps=True).logps_N
         lengths = [len(c.ids) for group in part for c in group.completions]
         remaining = iter(logps_N.split(lengths))

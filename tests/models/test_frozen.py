@@ -8,6 +8,7 @@ from peft import LoraConfig
 
 from small_groups import random_groups
 from truing.data.packing import pack
+from truing.memory import Memory
 from truing.models import frozen, loading, tiny
 from truing.models.heads import new_value_head
 from truing.models.network import Network
@@ -63,7 +64,7 @@ def judged(made, batch):
 def test_values_and_gradients_are_those_of_the_whole_model_bit_for_bit(architecture):
     made = network(architecture, layers=[1])
     batch = pack(random_groups(seed=4, groups=5, completions=2))
-    placed = Roles(made).placed(batch, CPU)
+    placed = Roles(made).placed(batch, CPU, Memory())
     assert placed["frozen_TH"].shape == (batch.size_T, tiny.WIDTH)
     for seen, whole in zip(judged(made, placed), judged(made, batch), strict=True):
         assert torch.equal(seen, whole)
@@ -72,9 +73,28 @@ def test_values_and_gradients_are_those_of_the_whole_model_bit_for_bit(architect
     assert all(torch.equal(whole, seen) for whole, seen in again)
 
 
+def test_lower_layers_that_do_not_fit_at_once_are_computed_in_halves(monkeypatch):
+    made = network("llama", layers=[1])
+    batch = pack(random_groups(seed=4, groups=5, completions=2))
+    whole = Roles(made).placed(batch, CPU, Memory())
+    with_frozen = Network.with_frozen
+
+    def small(self, part):
+        if part.size_G > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return with_frozen(self, part)
+
+    monkeypatch.setattr(Network, "with_frozen", small)
+    memory = Memory([].append)
+    placed = Roles(made).placed(batch, CPU, memory)
+    torch.testing.assert_close(placed["frozen_TH"], whole["frozen_TH"], rtol=1e-5, atol=1e-6)
+    assert placed.size_G == 5
+    assert memory.taken() > 1
+
+
 def test_the_lower_layers_really_do_not_run():
     made = network("llama", layers=[1])
-    placed = Roles(made).placed(pack(random_groups(seed=4, groups=2, completions=2)), CPU)
+    placed = Roles(made).placed(pack(random_groups(seed=4, groups=2, completions=2)), CPU, Memory())
     ran = []
     for layer in made.trunk.layers:
         layer.self_attn.register_forward_hook(lambda *_: ran.append(1))
@@ -86,15 +106,15 @@ def test_the_upper_layers_do_not_run_while_the_lower_are_computed():
     made = network("llama", layers=[1])
     ran = []
     made.trunk.layers[1].self_attn.register_forward_hook(lambda *_: ran.append(1))
-    Roles(made).placed(pack(random_groups(seed=4, groups=2, completions=2)), CPU)
+    Roles(made).placed(pack(random_groups(seed=4, groups=2, completions=2)), CPU, Memory())
     assert not ran
 
 
 def test_adapters_everywhere_or_nowhere_share_nothing():
     batch = pack(random_groups(seed=4, groups=2, completions=2))
-    assert "frozen_TH" not in Roles(network("llama", layers=None)).placed(batch, CPU)
+    assert "frozen_TH" not in Roles(network("llama", layers=None)).placed(batch, CPU, Memory())
     plain = Network(loading.load_causal("random:llama", torch.float32))
-    assert "frozen_TH" not in Roles(plain).placed(batch, CPU)
+    assert "frozen_TH" not in Roles(plain).placed(batch, CPU, Memory())
 
 
 def test_any_adapter_on_the_trunk_counts():
@@ -108,7 +128,7 @@ def test_any_adapter_on_the_trunk_counts():
 
 def test_another_network_does_not_read_the_states():
     batch = pack(random_groups(seed=4, groups=2, completions=2))
-    placed = Roles(network("llama", layers=[1])).placed(batch, CPU)
+    placed = Roles(network("llama", layers=[1])).placed(batch, CPU, Memory())
     other = Network(loading.load_causal("random:llama", torch.float32))
     with torch.no_grad():
         for parameter in other.trunk.layers[0].parameters():

@@ -12,6 +12,30 @@ SAMPLER_TESTS = ("rollouts/test_answers.py",)
 
 MUTANTS = (
     Mutant(
+        "a_reference_computed_in_halves_is_cached",
+        "training/reference_cache.py",
+        "        if memory.too_large is None:\n",
+        "        if True:\n",
+        ("training/test_reference_cache.py::test_what_was_computed_in_halves_is_not_cached",),
+        "the next run's first log-ratio is not 0 and nothing says why",
+    ),
+    Mutant(
+        "frozen_states_of_the_first_half_only",
+        "models/roles.py",
+        'torch.cat([part["frozen_TH"] for part in parts])',
+        'parts[0]["frozen_TH"]',
+        ("models/test_frozen.py",),
+        "states of other tokens enter the adapted layers",
+    ),
+    Mutant(
+        "sums_that_overflow_are_refused",
+        GUARDS,
+        " or bool(torch.isfinite(tensor).all())",
+        "",
+        GUARDS_TESTS,
+        "large weights whose sum is infinite are no reason to stop",
+    ),
+    Mutant(
         "gradients_of_a_broken_off_pass",
         STEP,
         "                self.masters.clear_gradients()\n",

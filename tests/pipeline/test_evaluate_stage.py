@@ -6,10 +6,12 @@ import io
 import json
 
 import pytest
+import torch
 from rich.console import Console
 
 from truing.config import check_recipe
 from truing.errors import DataError, UsageError
+from truing.models.network import Network
 from truing.pipeline.run import run_recipe
 from truing.rundir import RunDirectory
 
@@ -18,6 +20,7 @@ LOOK = {"method": "evaluate", "policies": {"base": "model"}, "reference": "model
 LOOK |= {"max_completion_length": 5, "gold": "character_share"}
 BEST = {"method": "best_of_n", "reward": "character_share", "num_generations": 3}
 BEST |= {"max_completion_length": 5}
+TUNED = {"method": "sft", "max_steps": 3, "num_train_epochs": 3, "learning_rate": 1e-2}
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def looked(run):
 def run(tmp_path):
     """Stages on rows that are also held out. Returns the output folder."""
 
-    def run(rows, **stages):
+    def run(rows, overwrite=False, **stages):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         raw = {
@@ -48,7 +51,9 @@ def run(tmp_path):
         }
         console = Console(file=io.StringIO(), width=200)
         recipe = check_recipe(raw, "recipe")
-        return run_recipe(recipe, where="recipe", resume=False, overwrite=False, console=console)
+        return run_recipe(
+            recipe, where="recipe", resume=False, overwrite=overwrite, console=console
+        )
 
     return run
 
@@ -60,6 +65,34 @@ def run(tmp_path):
 def test_a_kl_is_only_said_of_texts_that_were_drawn_from_the_policy(looked, knobs, is_one):
     kl = looked(look=LOOK | knobs)["base"]["kl"]
     assert (kl is not None) is is_one
+
+
+def test_what_does_not_fit_at_once_is_measured_in_halves_and_declared(run, monkeypatch):
+    """The reward model's scores and the KL are those of whole batches, to rounding."""
+    model = {"method": "bradley_terry", "max_steps": 1}
+    look = LOOK | {"proxy": "judge", "policies": {"base": "model", "tuned": "tuned"}}
+    stages = {"judge": model, "tuned": TUNED, "look": look}
+    pairs = [{"prompt": r["prompt"], "chosen": "yes", "rejected": "no"} for r in ROWS]
+    whole, forward = measured(run(pairs, **stages)), Network.forward
+    assert "memory_halved" not in whole["facts"]
+
+    def small(self, batch, **asked):
+        if not torch.is_grad_enabled() and batch.size_G > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch, **asked)
+
+    monkeypatch.setattr(Network, "forward", small)
+    halved = measured(run(pairs, **stages, overwrite=True))
+    assert halved["facts"]["memory_halved"] > 0
+    assert whole["kl"]["mean"] != 0
+    for name in ("proxy", "kl"):
+        assert halved[name] == pytest.approx(whole[name], abs=1e-5)
+
+
+def measured(output):
+    """The last row of stage `look`, and what its run declares."""
+    found = json.loads((output / "look" / "eval" / "policies.json").read_text())["policies"]
+    return found[-1] | {"facts": RunDirectory(output / "look").info().facts}
 
 
 @pytest.mark.parametrize(

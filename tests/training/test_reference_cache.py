@@ -99,6 +99,24 @@ def test_it_is_computed_once_for_all_epochs_and_runs(passes):
     assert again.notes == [f"reference log-probs read from {kept_file()}"]
 
 
+def test_what_was_computed_in_halves_is_not_cached(monkeypatch):
+    """Its last bits are others: a run with more memory must not find them."""
+    online = [line["loss"] for line in trained(built("dpo", micro_batch_tokens=BUDGET))]
+    honest = reference_cache._starting_logps
+
+    def small(roles, batch):
+        if batch.size_G > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(roles, batch)
+
+    monkeypatch.setattr(reference_cache, "_starting_logps", small)
+    stage = cached()
+    assert "computed in halves" in stage.notes[0]
+    assert stage.notes[1] == "reference log-probs of 16 groups computed once"
+    assert not list((cache_folder() / "reference-logps").glob("*"))
+    assert [line["loss"] for line in trained(stage)] == pytest.approx(online, abs=1e-5)
+
+
 def test_only_rows_that_are_reached_are_computed(passes):
     cached(max_steps=1)
     assert sum(passes) == 2 * 8

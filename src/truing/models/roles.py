@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from truing.batch import Batch, Outputs
 from truing.errors import ModelError, UnsafeFileError
+from truing.memory import Memory
 from truing.models import folders, loading, saving
 from truing.models.heads import ScalarHead
 from truing.models.network import CRITIC_ADAPTER, OWN_ADAPTER, Network
@@ -60,9 +61,15 @@ class Roles:
         """Whether values cost a pass of their own."""
         return self.critic is not None or self.policy.critic_head is not None
 
-    def placed(self, batch: Batch, device: torch.device) -> Batch:
+    def placed(self, batch: Batch, device: torch.device, memory: Memory) -> Batch:
         """The batch on the device, with what all parts that share the trunk compute alike."""
-        return self.policy.with_frozen(batch.to(device))
+        batch = batch.to(device)
+        parts = memory.in_parts(self.policy.with_frozen, batch)
+        if len(parts) == 1:
+            return parts[0]
+        if not all("frozen_TH" in part for part in parts):
+            return batch
+        return batch.with_columns(frozen_TH=torch.cat([part["frozen_TH"] for part in parts]))
 
     def outputs(self, batch: Batch, trains: str, extra: Collection[str] = frozenset()) -> Outputs:
         """What an objective that trains `trains` reads, with gradients; `extra` are the outputs

@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from truing.data import templates
-from truing.errors import ModelError, ResourceError
+from truing.errors import ModelError
+from truing.memory import memory_errors
 from truing.models import folders, loading
 from truing.rewards.base import Reward, Unscored
 from truing.rewards.model import Model
@@ -133,12 +134,8 @@ class LearnedReward(Reward):
             ids_RT[row, : len(ids)] = torch.tensor(ids)
             mask_RT[row, : len(ids)] = 1
         lengths_R = torch.tensor(sizes, device=self.device)
-        try:
+        with memory_errors(self.model.path, "lower the reward's batch_tokens"):
             score_R = self._forward(ids_RT.to(self.device), mask_RT.to(self.device), lengths_R)
-        except torch.OutOfMemoryError as error:
-            raise ResourceError(
-                "out of memory", where=self.model.path, remedy="lower the reward's batch_tokens"
-            ) from error
         scores: list[float] = score_R.float().cpu().tolist()
         return scores
 

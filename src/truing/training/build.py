@@ -86,10 +86,11 @@ def build(method: Method, inputs: Inputs) -> Built:
         for network in roles.networks:
             checkpoint_layers(network.trunk)
     masters = MasterWeights(trainable)
-    meter, memory = Meter(), Memory()
+    notes: list[str] = []
+    meter, memory = Meter(), Memory(say=notes.append)
 
     def place(batch: Batch) -> Batch:
-        placed = roles.placed(batch, device)
+        placed = roles.placed(batch, device, memory)
         if "frozen_TH" in placed:
             meter.add("frozen", placed, logits=False)
         return placed
@@ -97,17 +98,16 @@ def build(method: Method, inputs: Inputs) -> Built:
     complete = _Complete(place, "reference_logps_N" in objective.required, roles, meter, memory)
     source = _source(method, inputs, roles, complete, device, meter)
     heldout: list[Batch] = []
-    notes: list[str] = []
     if isinstance(training, config.Offline) and isinstance(source, Offline):
         measured = inputs.heldout[: training.eval_rows]
         if method.caches_reference:
             parts = [*source.first_epoch(), *source.parts(measured)]
-            complete.cached = reference_logps(parts, roles, device)
+            complete.cached = reference_logps(parts, roles, device, memory)
             notes.append(complete.cached.note)
         heldout = source.batches(measured)
     average = None if training.ema_decay is None else WeightAverage(masters, training.ema_decay)
     step = _step(method, inputs, roles, masters, source, meter, memory)
-    moving = _moving_reference(method, roles, heldout)
+    moving = _moving_reference(method, roles, heldout, memory)
     step.after_update += [] if moving is None else [moving]
     step.after_update += [] if average is None else [average.follow]
     frozen = FrozenWeights([*frozen_tensors(roles, reference_moves=method.moves_reference)])
@@ -206,7 +206,7 @@ class _Complete:
 
 
 def _moving_reference(
-    method: Method, roles: Roles, heldout: list[Batch]
+    method: Method, roles: Roles, heldout: list[Batch], memory: Memory
 ) -> Callable[[int], None] | None:
     """Every sync_steps the reference takes a step towards the policy, if the objective says so.
 
@@ -219,12 +219,19 @@ def _moving_reference(
     def follow(taken: int) -> None:
         if taken % knobs["sync_steps"] == 0:
             roles.move_reference(knobs["mixup_alpha"])
-            heldout[:] = [
-                batch.with_columns(reference_logps_N=roles.reference_logps(batch))
-                for batch in heldout
-            ]
+            reread_reference(roles, heldout, memory)
 
     return follow
+
+
+def reread_reference(roles: Roles, heldout: list[Batch], memory: Memory) -> None:
+    """Held-out batches with the log-probs of the reference there is now, in their places."""
+    heldout[:] = [
+        batch.with_columns(
+            reference_logps_N=torch.cat(memory.in_parts(roles.reference_logps, batch))
+        )
+        for batch in heldout
+    ]
 
 
 def _source(

@@ -99,8 +99,9 @@ def _write_tensors(
         split = split_torch_state_dict_into_shards(
             dict(tensors), filename_pattern=f"{part}{{suffix}}.safetensors", max_shard_size=SHARD
         )
-        empty = {f"{part}.safetensors": []}  # a part without tensors is a part, too
-        for file, names in (split.filename_to_tensors or empty).items():
+        # a part without tensors is a part, too
+        files = split.filename_to_tensors or {f"{part}.safetensors": []}
+        for file, names in files.items():
             path = folder / file
             own = {name: tensors[name].detach().cpu().contiguous() for name in names}
             disk.write_by(partial(save_file, own), path)

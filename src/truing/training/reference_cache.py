@@ -29,6 +29,7 @@ from torch import Tensor
 from truing.batch import Batch
 from truing.data.packing import pack
 from truing.groups import TokenGroup
+from truing.memory import Memory
 from truing.models.loading import cache_folder
 from truing.models.network import Network
 from truing.models.roles import Roles
@@ -56,10 +57,13 @@ class ReferenceLogps:
         return torch.cat([self.by_group[id(group)] for group in groups])
 
 
-def reference_logps(parts: Parts, roles: Roles, device: torch.device) -> ReferenceLogps:
+def reference_logps(
+    parts: Parts, roles: Roles, device: torch.device, memory: Memory
+) -> ReferenceLogps:
     """From the cache, or computed by the policy as it is now, and then in the cache.
 
-    A file that is not what its name says is computed anew, and the note says so.
+    A file that is not what its name says is computed anew, and the note says so. Where memory ran
+    out some were computed in halves, whose last bits are others: those are not cached.
     """
     key = cache_key(parts, roles.policy, roles.temperature)
     path = cache_folder() / "reference-logps" / f"{key[:32]}.safetensors"
@@ -68,15 +72,25 @@ def reference_logps(parts: Parts, roles: Roles, device: torch.device) -> Referen
     found, problem = _read(path, key, sum(lengths))
     note = f"reference log-probs read from {path}"
     if found is None:
-        found = torch.cat([_starting_logps(roles, pack(part).to(device)).cpu() for part in parts])
-        _write(path, key, found)
-        note = f"reference log-probs of {len(groups):,} groups computed once, kept in {path}"
-        if problem:
+        found = _computed(parts, roles, device, memory)
+        note = f"reference log-probs of {len(groups):,} groups computed once"
+        if memory.too_large is None:
+            _write(path, key, found)
+            note += f", kept in {path}"
+        if problem and memory.too_large is None:
             note += f" (what was there is replaced: {problem})"
     by_group: dict[int, Tensor] = {}
     for group, logps in zip(groups, torch.split(found, lengths), strict=True):
         by_group.setdefault(id(group), logps)  # of a group that comes again the first step's count
     return ReferenceLogps(by_group, groups, note)
+
+
+def _computed(parts: Parts, roles: Roles, device: torch.device, memory: Memory) -> Tensor:
+    found: list[Tensor] = []
+    for part in parts:
+        batch = pack(part).to(device)
+        found += memory.in_parts(lambda half: _starting_logps(roles, half).cpu(), batch)
+    return torch.cat(found)
 
 
 @torch.no_grad()

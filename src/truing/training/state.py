@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from truing.errors import CheckpointError
-from truing.training.build import Built
+from truing.training.build import Built, reread_reference
 from truing.training.checkpoints import State
 from truing.training.step import Step
 
@@ -76,10 +76,7 @@ def restore(built: Built, state: State, where: str) -> None:
             _put("average", built.average.averages, tensors["average"], where)
         if "reference" in tensors:
             built.roles.set_reference(tensors["reference"])
-            built.heldout[:] = [
-                batch.with_columns(reference_logps_N=built.roles.reference_logps(batch))
-                for batch in built.heldout
-            ]
+            reread_reference(built.roles, built.heldout, step.memory)
         if built.best is not None:
             built.best.value, built.best.step = numbers["best"]
             built.best.weights = {n: t.to(built.device) for n, t in tensors["best"].items()}

@@ -64,11 +64,13 @@ class BestOfNStage(PipelineStage):
             memory=memory,
         )
         _say_cut(context, info, self.name, drawn)
+        tick(1, 2, {})
+        proxy = self._scores(context, info, drawn, config.reward, memory)
+        gold = None
+        if config.gold is not None:
+            gold = self._scores(context, info, drawn, config.gold, memory)
         if memory.halved:
             info.facts["memory_halved"] = memory.halved
-        tick(1, 2, {})
-        proxy = self._scores(context, info, drawn, config.reward)
-        gold = None if config.gold is None else self._scores(context, info, drawn, config.gold)
         picked = _picked(context, prompts, drawn, proxy)
         directory.write_rows(COMPLETIONS_FILE, picked)
         if unpicked := sum(row["score"] is None for row in picked):
@@ -95,6 +97,7 @@ class BestOfNStage(PipelineStage):
         info: RunInfo,
         groups: Sequence[TokenGroup],
         reward: RewardSpec,
+        memory: Memory,
     ) -> list[list[float | None]]:
         """The scores of each prompt's completions; those that have none are said."""
         judge = context.reward(reward)
@@ -102,7 +105,9 @@ class BestOfNStage(PipelineStage):
             network = load_reward_network(judge, context.dtype).requires_grad_(False)
             network.to(context.device)
             found = per_completion(
-                groups, lambda batch: network(batch.to(context.device), scores=True).scores_C
+                groups,
+                lambda batch: network(batch.to(context.device), scores=True).scores_C,
+                memory,
             )
             scores = checked_scores(str(judge), found)
         else:

@@ -18,6 +18,7 @@ from truing.evaluation.intervals import mean_interval, share_interval
 from truing.evaluation.policy import per_completion, sequence_kl
 from truing.evaluation.summary import Interval, PolicyResult, Sample, SampleCompletion
 from truing.groups import FinishReason, Group, TokenCompletion, TokenGroup
+from truing.memory import Memory
 from truing.models.network import Network
 from truing.models.roles import load_reward_network
 from truing.pipeline.context import Context, Tick
@@ -113,10 +114,11 @@ class EvaluateStage(PipelineStage):
             config.data, "test", config.test_prompts, config.max_completion_length
         )
         reference = context.network(config.reference)
-        gold, proxy = self._judges(context)
+        memory = Memory(say=lambda text: context.say(f"{self.name}: {text}"))
+        gold, proxy = self._judges(context, memory)
         measured: dict[str, _Measured] = {}
         for number, (label, stage) in enumerate(config.policies.items(), start=1):
-            groups, kl = self._drawn(context, stage, prompts, reference)
+            groups, kl = self._drawn(context, stage, prompts, reference, memory)
             texts = [context.readable(group.completions[0].ids) for group in groups]
             measured[label] = _Measured(
                 groups,
@@ -127,6 +129,8 @@ class EvaluateStage(PipelineStage):
             )
             self._tell_faults(context, info, label, measured[label])
             tick(number, len(config.policies), {})
+        if memory.halved:
+            info.facts["memory_halved"] = memory.halved
         base = next(
             m
             for m, s in zip(measured.values(), config.policies.values(), strict=True)
@@ -150,14 +154,17 @@ class EvaluateStage(PipelineStage):
         tokens = sum(group.length for m in measured.values() for group in m.groups)
         return Totals(tokens, model_copies=2 + (proxy is not None))
 
-    def _judges(self, context: Context) -> tuple[_Judge | None, _Judge | None]:
+    def _judges(self, context: Context, memory: Memory) -> tuple[_Judge | None, _Judge | None]:
         """What scores completions: the annotator's reward by text, and the reward model."""
         gold = proxy = None
         if self.config.gold is not None:
             gold = _by_text(context, context.text_reward(self.config.gold))
         if self.config.proxy is not None:
             found = context.reward(self.config.proxy)
-            proxy = _by_ids(context, found) if isinstance(found, Path) else _by_text(context, found)
+            if isinstance(found, Path):
+                proxy = _by_ids(context, found, memory)
+            else:
+                proxy = _by_text(context, found)
         return gold, proxy
 
     def _tell_faults(self, context: Context, info: RunInfo, label: str, mine: _Measured) -> None:
@@ -170,7 +177,12 @@ class EvaluateStage(PipelineStage):
                 context.say(f"{self.name}: {label}, {name}: {unscored(scores)}")
 
     def _drawn(
-        self, context: Context, stage: str, prompts: Sequence[Group], reference: Network
+        self,
+        context: Context,
+        stage: str,
+        prompts: Sequence[Group],
+        reference: Network,
+        memory: Memory,
     ) -> tuple[list[TokenGroup], list[float] | None]:
         """One completion per prompt, and its KL estimate where the policy drew it here."""
         config, device = self.config, context.device
@@ -191,6 +203,7 @@ class EvaluateStage(PipelineStage):
             context.encode(prompts),
             sampling_settings(config, context.tokenizer.stop_id, context.readable),
             seed=config.seed if config.seed is not None else context.derived_seed("held-out"),
+            memory=memory,
         )
 
         def logps(of: Network, batch: Batch) -> Tensor:
@@ -200,8 +213,8 @@ class EvaluateStage(PipelineStage):
 
         if config.truncates or not config.temperature:  # not drawn from what log-probs are of
             return groups, None
-        kl = sequence_kl(groups, lambda b: logps(network, b), lambda b: logps(reference, b))
-        return groups, kl
+        policies = (lambda b: logps(network, b), lambda b: logps(reference, b))
+        return groups, sequence_kl(groups, *policies, memory)
 
     def _bounds(self, context: Context, stage: str) -> bool:
         """Whether what bounds the KL to the sampler of a best_of_n stage bounds that to our
@@ -258,7 +271,7 @@ def _by_text(context: Context, reward: Reward) -> _Judge:
     return lambda groups: score_groups(reward, groups, context.readable)
 
 
-def _by_ids(context: Context, folder: Path) -> _Judge:
+def _by_ids(context: Context, folder: Path, memory: Memory) -> _Judge:
     network = load_reward_network(folder, context.dtype)
     network.requires_grad_(False).to(context.device)
 
@@ -266,7 +279,7 @@ def _by_ids(context: Context, folder: Path) -> _Judge:
         found: Tensor = network(batch.to(context.device), scores=True).scores_C
         return found
 
-    return lambda groups: checked_scores(str(folder), per_completion(groups, scores_C))
+    return lambda groups: checked_scores(str(folder), per_completion(groups, scores_C, memory))
 
 
 def _interval(scores: Scores | None) -> Interval | None:

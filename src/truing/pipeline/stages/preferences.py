@@ -16,6 +16,7 @@ from truing.config import Preferences, check
 from truing.data.formats import to_row
 from truing.errors import RolloutError
 from truing.groups import Completion, Group, TokenGroup
+from truing.memory import Memory
 from truing.pipeline.context import Context, Split, Tick
 from truing.pipeline.stages.base import PipelineStage, Totals
 from truing.rollouts.sampler import sample
@@ -51,6 +52,7 @@ class PreferencesStage(PipelineStage):
         network = context.network(config.from_)
         settings = sampling_settings(config, context.tokenizer.stop_id, context.readable)
         seed = context.seed(self.name, config.seed)
+        memory = Memory(say=lambda text: context.say(f"{self.name}: {text}"))
         tokens = 0
         for number, (split, limit) in enumerate(self._splits(), start=1):
             prompts = context.prompts(config.data, split, limit, config.max_completion_length)
@@ -60,6 +62,7 @@ class PreferencesStage(PipelineStage):
                 settings,
                 completions=config.num_generations,
                 seed=seed + number,
+                memory=memory,
             )
             tokens += sum(group.length for group in drawn)
             scores = score_groups(annotator, drawn, context.readable)
@@ -78,6 +81,8 @@ class PreferencesStage(PipelineStage):
                 f"{split}_ceiling": certainty,
             }
             tick(number, 2, {})
+        if memory.halved:
+            info.facts["memory_halved"] = memory.halved
         return Totals(tokens, model_copies=1)
 
     def _pairs(self, groups: list[Group], coin: random.Random) -> tuple[list[Group], float]:

@@ -334,7 +334,7 @@ class Train(PipelineStage):
         """The reward model on every held-out row; its scores are the stage's samples."""
 
         def compute(batch: Batch) -> Outputs:
-            return built.step.compute(batch.to(built.device))
+            return built.step.measured(batch.to(built.device))
 
         budget = self.method.training.micro_batch_tokens
         verdict = judge(compute, inputs.heldout or inputs.train, budget)
@@ -352,7 +352,8 @@ class Train(PipelineStage):
         pool = inputs.heldout or inputs.train
         prompts = [TokenGroup(group.prompt_ids) for group in pool[:KEPT_SAMPLES]]
         settings = sampling_settings(Sampling(), inputs.stop_id, inputs.readable)
-        drawn = sample(built.roles.policy, prompts, settings, seed=inputs.seed)
+        memory = built.step.memory
+        drawn = sample(built.roles.policy, prompts, settings, seed=inputs.seed, memory=memory)
         rows = [
             {
                 "prompt": context.readable(group.prompt_ids),
