@@ -54,8 +54,8 @@ MUTANTS = (
     Mutant(
         "gold_curve_of_the_proxy",
         STAGE,
-        "self._scores(context, info, drawn, config.gold)",
-        "self._scores(context, info, drawn, config.reward)",
+        "self._scores(context, info, drawn, config.gold, memory)",
+        "self._scores(context, info, drawn, config.reward, memory)",
         STAGE_TESTS,
         "a gold curve that is the proxy's",
     ),
