@@ -103,23 +103,44 @@ def test_killed_at_every_operation(run):
         assert not list(copy.glob(".*"))
 
 
-@pytest.mark.parametrize("file", ["numbers.json", "masters.safetensors", MANIFEST_FILE])
-def test_what_is_read_back_as_something_else_is_not_kept(run, file):
-    """A file that the disk changed on its way: the oldest checkpoint is not removed for it."""
+def first(of):
+    """Where a safetensors header says it."""
+    return lambda path: path.read_bytes().index(of) + 1
+
+
+FLIPS = [("write", file, lambda path: -1) for file in ("numbers.json", MANIFEST_FILE)] + [
+    (operation, "masters.safetensors", place)
+    for operation in ("write_by", "sync_file")
+    for place in (lambda path: -1, lambda path: 8, first(b'"w"'), first(b"[300]"))
+]
+
+
+@pytest.mark.parametrize(("operation", "file", "place"), FLIPS)
+def test_what_is_read_back_as_something_else_is_not_kept(run, operation, file, place):
+    """A bit that the disk changed on its way: the oldest checkpoint is not removed for it."""
 
     class Flipping(CountedDisk):
+        def done(self, by, path):
+            if by == operation and path.name == file:
+                self.fired = True
+                flip(path, place(path))
+
         def write(self, path, content):
             super().write(path, content)
-            if path.name == file:
-                flip(path, -1)
+            self.done("write", path)
 
         def write_by(self, write, path):
             write(path)
-            if path.name == file:
-                flip(path, -1)
+            self.done("write_by", path)
 
+        def sync_file(self, path):
+            super().sync_file(path)
+            self.done("sync_file", path)
+
+    disk = Flipping()
     with pytest.raises(ResourceError, match="read back is something else"):
-        save(run, 3, Flipping())
+        save(run, 3, disk)
+    assert disk.fired
     assert [folder.name for folder in checkpoints(run)] == ["checkpoint-2", "checkpoint-1"]
     assert not list(run.glob(".*"))
 

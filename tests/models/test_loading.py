@@ -7,7 +7,13 @@ import pickle
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from small_groups import STOP, random_groups
 from truing.data.packing import pack
@@ -80,6 +86,83 @@ def test_a_merged_policy_opens_with_transformers_and_is_the_same_model(tmp_path,
     table = torch.log_softmax(opened(ids).logits[0, len(group.prompt_ids) - 1 : -1], -1)
     expected = table.gather(1, batch.token_ids_N[:, None])[:, 0]
     torch.testing.assert_close(logps_N, expected, rtol=1e-4, atol=1e-4)
+
+
+def stored_in_bfloat16(architecture, folder):
+    """A model as most on the hub are, with a file of its own on how to draw from it."""
+    model = loading.load_causal(f"random:{architecture}", torch.float32)
+    model.generation_config.do_sample, model.generation_config.top_k = True, 7
+    saving.save_policy(folder, model, tiny.byte_tokenizer(), torch.bfloat16)
+    return str(folder)
+
+
+def trained(path, trains, head=None):
+    """Masters that are no bfloat16 numbers."""
+    network = Network(loading.load_causal(path, torch.float32), score_head=head)
+    numbers = torch.Generator().manual_seed(1)
+    return {
+        name: p.detach() + 1e-4 * torch.rand(p.shape, generator=numbers)
+        for name, p in network.trainable(trains).items()
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_an_export_is_the_source_with_the_masters_in_it_byte_by_byte(tmp_path, architecture, dtype):
+    path = stored_in_bfloat16(architecture, tmp_path / "source")
+    masters = trained(path, "policy")
+    before = {name: tensor.clone() for name, tensor in masters.items()}
+    expected = loading.load_causal(path, torch.float32)
+    for name, parameter in expected.named_parameters():
+        parameter.data.copy_(masters[f"base.{name}"])
+    found = saving.merged(path, masters, None, tmp_path / "adapter")
+    for folder, model in {"found": found, "expected": expected}.items():
+        saving.save_policy(tmp_path / folder, model, tiny.byte_tokenizer(), dtype)
+    for file in (tmp_path / "expected").iterdir():
+        assert (tmp_path / "found" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert all(torch.equal(masters[name], before[name]) for name in masters)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_a_reward_model_is_exported_to_the_last_bit(tmp_path, architecture):
+    path = stored_in_bfloat16(architecture, tmp_path / "source")
+    head = new_score_head(64, seed=3)
+    masters = trained(path, "reward", head)
+    head = saving.head_of(masters, "score_head")
+    model = saving.merged(path, masters, None, tmp_path / "adapter")
+    saving.save_scorer(tmp_path, model, head, tiny.byte_tokenizer(), STOP, torch.float32)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(saved.pop("score.weight"), masters.pop("score_head.weight"))
+    assert len(saved) == len(masters)
+    for name, tensor in masters.items():
+        assert torch.equal(saved[name.removeprefix("base.")], tensor)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=4, target_modules="all-linear")])
+def test_an_export_beside_training_changes_no_default_of_torch(tmp_path, monkeypatch, lora):
+    """They are the process's, not the thread's: a step that runs would make bfloat16 tensors."""
+    path = stored_in_bfloat16("llama", tmp_path / "source")
+    head = new_score_head(64, seed=3)
+    asked, honest = [], torch.set_default_dtype
+    monkeypatch.setattr(torch, "set_default_dtype", lambda d: (asked.append(d), honest(d)))
+    random = torch.get_rng_state()
+    model = saving.merged(path, {}, lora, tmp_path / "adapter")
+    if lora is None:
+        assert torch.equal(torch.get_rng_state(), random)
+        model = saving.merged(path, trained(path, "policy"), lora, tmp_path / "adapter")
+    saving.save_scorer(tmp_path / "scorer", model, head, tiny.byte_tokenizer(), STOP, torch.float32)
+    assert asked
+    assert set(asked) == {torch.float32}
+
+
+def test_a_model_that_is_more_than_weights_is_loaded_for_its_export(tmp_path):
+    """DeepSeek-V3 routes by a buffer that lies in its files: nothing else knows it."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 32}
+    more = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2}
+    more |= {"first_k_dense_replace": 0}
+    AutoConfig.for_model("deepseek_v3", **sizes, **more).save_pretrained(tmp_path)
+    assert loading.empty_causal(str(tmp_path)) is None
+    assert loading.empty_causal("random:llama") is not None
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

@@ -170,8 +170,8 @@ MUTANTS = (
     Mutant(
         "files_of_a_part_replace_each_other",
         CHECKPOINTS,
-        'parts.setdefault(path.stem.partition("-")[0], {}).update(load_file(path))',
-        'parts[path.stem.partition("-")[0]] = load_file(path)',
+        'parts.setdefault(NUMBERED.sub("", path.stem), {}).update(load_file(path))',
+        'parts[NUMBERED.sub("", path.stem)] = load_file(path)',
         STORAGE_TESTS,
         "a large part is read back from its last file only",
     ),

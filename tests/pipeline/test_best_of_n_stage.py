@@ -87,6 +87,7 @@ def test_gold_only_looks_on(drawn):
     assert rows == again
     assert all(p["gold"] is None for p in without["points"])
     assert [p["proxy"] for p in without["points"]] == [p["proxy"] for p in with_gold["points"]]
+    assert [p["gold"] for p in with_gold["points"]] != [p["proxy"] for p in with_gold["points"]]
     same = drawn(gold=VOWELS)[1]
     assert [p["gold"] for p in same["points"]] == [p["proxy"] for p in same["points"]]
 

@@ -162,7 +162,7 @@ def test_a_file_that_is_not_what_its_name_says_is_computed_anew(how, passes):
     del passes[:]
     stage = cached()
     assert sum(passes) == 32
-    assert "what was there is replaced" in stage.notes[0]
+    assert "what was there is not used" in stage.notes[0]
     assert torch.equal(load_file(kept_file())["logps"], honest)
     cached()
     assert sum(passes) == 32

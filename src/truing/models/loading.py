@@ -10,7 +10,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -61,21 +62,39 @@ def resolve(path: str, revision: str | None = None) -> str:
     return path
 
 
-def load_causal(
-    path: str, dtype: torch.dtype | None, revision: str | None = None
-) -> PreTrainedModel:
-    """A causal language model with our attention, in eval mode. `path` as `resolve` gave it.
-
-    Without a `dtype` in the precision that it is stored in, read from the file when it is used.
-    """
+def load_causal(path: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
+    """A causal language model with our attention, in eval mode. `path` as `resolve` gave it."""
     attention.register()
     allocator.keep_freed_memory()
     if path.startswith(tiny.PREFIX):
-        precision = dtype or torch.float32
-        model = tiny.random_model(path.removeprefix(tiny.PREFIX), precision, attention.NAME)
+        model = tiny.random_model(path.removeprefix(tiny.PREFIX), dtype, attention.NAME)
         fused.fuse(model)
         return model
     return _load(AutoModelForCausalLM, path, dtype, revision)
+
+
+def empty_causal(path: str, revision: str | None = None) -> PreTrainedModel | None:
+    """The model of `load_causal` in float32 without its weights, to put others in their places.
+
+    None for a model that consists of more than weights: buffers that lie in its files. In a thread
+    beside training it is safe: no default of torch is another one while it is built, as it is
+    wherever transformers is asked for a precision that is not the default's.
+    """
+    if path.startswith(tiny.PREFIX):
+        config = tiny.random_config(path.removeprefix(tiny.PREFIX))
+    else:
+        config = _config(path, revision)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    if model.state_dict().keys() != weights.keys():
+        return None
+    with suppress(OSError):  # most have such a file; without one it follows from the configuration
+        model.generation_config = GenerationConfig.from_pretrained(
+            path, revision=revision or "main"
+        )
+    empty: PreTrainedModel = model.eval()
+    return empty
 
 
 def positions(path: str, revision: str | None = None) -> int | None:
@@ -102,12 +121,12 @@ def load_scorer(path: str, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _load(auto: Any, path: str, dtype: torch.dtype | None, revision: str | None) -> PreTrainedModel:
+def _load(auto: Any, path: str, dtype: torch.dtype, revision: str | None) -> PreTrainedModel:
     try:
         with quiet():
             model, report = auto.from_pretrained(
                 path,
-                dtype=dtype or "auto",
+                dtype=dtype,
                 revision=revision or "main",
                 attn_implementation=attention.NAME,
                 use_safetensors=True,

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -35,16 +35,20 @@ def merged(
     adapter_to: Path,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """The trained model: the source's with the masters themselves, not copies, in their places.
+    """The trained model in float32: the source's, with the masters themselves in their places.
 
-    With `lora` it is in float32: the adapter is first saved to `adapter_to`, then merged. Without,
-    weights that have no master keep the precision they are stored in.
+    With `lora` the adapter is first saved to `adapter_to`, then merged. Without it every weight
+    that is saved has a master, and the source's own are not loaded: those without one (a
+    language-model head above a reward model) are on the meta device.
     """
-    precision = None if lora is None else torch.float32
-    network = Network(loading.load_causal(source, precision, revision), lora=lora)
+    source_model = None if lora is not None else loading.empty_causal(source, revision)
+    if source_model is None:
+        source_model = loading.load_causal(source, torch.float32, revision)
+    network = Network(source_model, lora=lora)
     for name, parameter in network.named_parameters():
-        if name in masters:
-            parameter.data = masters[name]
+        if name in masters:  # one object for tied weights: both read the master then
+            own = nn.Parameter(masters[name], requires_grad=False)
+            torch.utils.swap_tensors(parameter, own)  # type: ignore[no-untyped-call]
     if network.peft is None:
         return network.base
     network.peft.save_pretrained(adapter_to)
@@ -77,11 +81,11 @@ def save_scorer(
     config = type(model.config).from_dict(model.config.to_dict())
     config.num_labels = 1
     config.pad_token_id = padding_id(tokenizer, stop_id)
-    scorer = AutoModelForSequenceClassification.from_config(config)
+    with torch.device("meta"):  # all its weights are others'
+        scorer = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     prefix = model.base_model_prefix
     setattr(scorer, prefix, getattr(model, prefix))
-    with torch.no_grad():
-        scorer.score.weight.copy_(head.weight)
+    scorer.score.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
     with loading.quiet():
         scorer.to(dtype).save_pretrained(folder)
     tokenizer.pad_token_id = config.pad_token_id

@@ -13,6 +13,7 @@ No pickle is written or read.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ from truing.storage import (
 )
 
 STATE_FOLDER, NUMBERS_FILE = "state", "numbers.json"
+NUMBERED = re.compile(r"-\d+-of-\d+$")
+"""What the file of a part is called after its name where it is one of several."""
 SHARD = 2**27
 """Bytes of a file of state, unless one tensor is more: what a save takes of the kernel's memory."""
 
@@ -51,7 +54,7 @@ class State:
 
     numbers: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """Part (`masters`, `moments`, ...: no hyphen) -> name -> tensor."""
+    """Part (`masters`, `moments`, ...) -> name -> tensor."""
 
     @property
     def size(self) -> int:
@@ -93,8 +96,9 @@ def save_checkpoint(
 def _write_tensors(
     folder: Path, parts: Mapping[str, Mapping[str, Tensor]], disk: Disk
 ) -> Iterator[Path]:
-    """PART.safetensors, or PART-00001-of-00009.safetensors and so on. Each file is read back while
-    the kernel still has it in memory; it is let go of before the next one is begun."""
+    """PART.safetensors, or PART-00001-of-00009.safetensors and so on. Each file is compared with
+    memory after its digest was taken, so that nothing can come between the two, and is let go of
+    by the kernel before the next one is begun."""
     for part, tensors in parts.items():
         split = split_torch_state_dict_into_shards(
             dict(tensors), filename_pattern=f"{part}{{suffix}}.safetensors", max_shard_size=SHARD
@@ -105,16 +109,22 @@ def _write_tensors(
             path = folder / file
             own = {name: tensors[name].detach().cpu().contiguous() for name in names}
             disk.write_by(partial(save_file, own), path)
-            _read_back(path, own)
             yield path  # who takes it syncs it and takes its digest
+            _read_back(path, own)
             disk.release(path)
 
 
 def _read_back(path: Path, expected: Mapping[str, Tensor]) -> None:
-    """Raises ResourceError unless the file holds these tensors, bit for bit."""
-    found = load_file(path)
+    """Raises ResourceError unless the file holds these tensors and no others, bit for bit."""
+    try:
+        found = load_file(path)
+    except SafetensorError as error:
+        raise read_back_differs(path, str(error)) from error
+    if different := sorted(found.keys() ^ expected.keys()):
+        raise read_back_differs(path, different[0])
     for name, tensor in expected.items():
-        if not np.array_equal(_bytes(found[name]), _bytes(tensor)):
+        alike = (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        if not alike or not np.array_equal(_bytes(found[name]), _bytes(tensor)):
             raise read_back_differs(path, name)
 
 
@@ -164,7 +174,7 @@ def load_state(folder: Path) -> State:
         numbers = json.loads((inner / NUMBERS_FILE).read_bytes())
         parts: dict[str, dict[str, Tensor]] = {}
         for path in sorted(inner.glob("*.safetensors")):
-            parts.setdefault(path.stem.partition("-")[0], {}).update(load_file(path))
+            parts.setdefault(NUMBERED.sub("", path.stem), {}).update(load_file(path))
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"the state cannot be read ({error})", where=str(folder), remedy="remove this folder"

@@ -77,8 +77,8 @@ def reference_logps(
         if memory.too_large is None:
             _write(path, key, found)
             note += f", kept in {path}"
-        if problem and memory.too_large is None:
-            note += f" (what was there is replaced: {problem})"
+        if problem:
+            note += f" (what was there is not used: {problem})"
     by_group: dict[int, Tensor] = {}
     for group, logps in zip(groups, torch.split(found, lengths), strict=True):
         by_group.setdefault(id(group), logps)  # of a group that comes again the first step's count

@@ -41,6 +41,7 @@ from truing.training.loop import Progress, train
 from truing.training.method import Method, resolve
 from truing.training.on_policy import sampling_settings
 from truing.training.speed import measured_speed
+from truing.training.step import Step
 
 KEPT_SAMPLES = 8
 """Completions kept of each rollout, and drawn at the end of offline training."""
@@ -126,7 +127,6 @@ class Train(PipelineStage):
             info.facts["best"] = {"value": built.best.value, "step": built.best.step}
         built.frozen.check(f"{self.name}, at its end")
         check_finite(step.masters.masters, f"{self.name}, at its end")
-        self._declare(context, info, step.skipped)
         speed = measured_speed(built.meter, built.roles, self.method.objective.trains)
         context.say(f"{self.name}: {speed}")
         info.facts["speed"] = speed.facts
@@ -138,6 +138,7 @@ class Train(PipelineStage):
             info.facts["reward_model"] = self._judge(context, inputs, built)
         elif not self.method.draws:
             self._draw_samples(context, inputs, built)
+        self._declare(context, info, step)
         return Totals(progress.tokens, step.taken, built.roles.copies)
 
     def _train(
@@ -174,14 +175,14 @@ class Train(PipelineStage):
             for folder in checkpoints(context.run(self.name).path):
                 shutil.rmtree(folder)
 
-    def _declare(self, context: Context, info: RunInfo, skipped: list[dict[str, Any]]) -> None:
+    def _declare(self, context: Context, info: RunInfo, step: Step) -> None:
         """What this run did otherwise than its recipe says: to the user, and in run.json."""
-        lines = context.run(self.name).metrics()
+        lines, skipped = context.run(self.name).metrics(), step.skipped
         silent = [line["step"] for line in lines if line.get("frac_reward_zero_std") == 1]
         found: dict[str, tuple[Any, str]] = {
             "skipped_steps": (skipped, f"{len(skipped):,} steps were skipped"),
             "memory_halved": (
-                int(sum(line.get("memory/halved", 0) for line in lines)),
+                int(sum(line.get("memory/halved", 0) for line in lines)) + step.memory.taken(),
                 "for want of memory some work was done in halves",
             ),
             "rollouts_without_signal": (
