@@ -383,6 +383,8 @@ def main() -> None:
     """The entry point: errors become one message and their exit code. What is printed of one shows
     no value of an environment variable that is named like a secret."""
     signal.signal(signal.SIGTERM, _terminate)
+    # a shell starts what runs in its background with SIGINT ignored: there, too, it stops a run
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.excepthook = _without_secrets
     try:
         app(exit_on_error=True)

@@ -49,6 +49,11 @@ def kill_in_rollout(number: int, sent: int = signal.SIGKILL) -> None:
     PromptBlock.__init__ = then
 
 
+def in_the_background() -> None:
+    """As a shell without job control starts what ends in &."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def at_operation(number: int, happens: Callable[[], None]) -> None:
     """Something before the `number`-th operation of the disk, or between two halves of a write."""
     from truing.storage import Disk

@@ -14,6 +14,7 @@ from harness import (
     close,
     facts,
     fire,
+    left_by,
     lines,
     same,
     stage_folder,
@@ -118,6 +119,27 @@ def test_passes_without_a_gradient_are_halved(stage, error, out, gentle):
     close(stage, out, gentle(stage))
     assert result.said.count("it is computed in halves") == 1
     assert facts(stage, out)["memory_halved"] > 0
+
+
+def memory_gone_once_it_is_judged():
+    from truing.pipeline.stages import train
+
+    judge = train.judge
+
+    def then(*args):
+        passes_that_do_not_fit(cpu_allocator)
+        return judge(*args)
+
+    train.judge = then
+
+
+@pytest.mark.fault("P12", "reward")
+def test_what_is_halved_after_the_last_step_is_declared_too(out, whole):
+    result = succeeded(truing("reward", out, plant=[memory_gone_once_it_is_judged]))
+    assert "it is computed in halves" in result.said
+    assert facts("reward", out)["memory_halved"] > 0
+    weights = "model.safetensors"
+    assert left_by("reward", out)[weights] == whole("reward")[weights]
 
 
 @pytest.mark.fault("P12", "best_of_n")

@@ -127,6 +127,17 @@ def test_a_signal_while_best_of_n_draws(stage, sent, code, out, whole):
     same(stage, out, whole(stage))
 
 
+@pytest.mark.fault("P4")
+@pytest.mark.parametrize("stage", ["sft", "best_of_n"])
+def test_a_run_in_the_background_of_a_shell_hears_sigint(stage, out, whole):
+    """It is started with SIGINT ignored."""
+    stop = {"sft": plants.kill_after_step, "best_of_n": plants.kill_in_rollout}[stage]
+    told = truing(stage, out, plant=[plants.in_the_background, partial(stop, 1, signal.SIGINT)])
+    assert told.code == 130
+    succeeded(truing(stage, out, "--resume"))
+    same(stage, out, whole(stage))
+
+
 @pytest.mark.fault("P13")
 @pytest.mark.parametrize("stage", TRAINED)
 def test_killed_again_and_again(stage, out, whole):

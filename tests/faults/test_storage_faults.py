@@ -9,6 +9,7 @@ import signal
 import pytest
 import torch
 from disks import BadDisk, CountedDisk, FullDisk, KilledDisk
+from safetensors.torch import load_file, save_file
 from storage_damage import DAMAGE, flip
 
 from truing import training
@@ -143,6 +144,25 @@ def test_what_is_read_back_as_something_else_is_not_kept(run, operation, file, p
     assert disk.fired
     assert [folder.name for folder in checkpoints(run)] == ["checkpoint-2", "checkpoint-1"]
     assert not list(run.glob(".*"))
+
+
+OTHERS = {
+    "shape": lambda tensors: {n: t.reshape(-1, 10) for n, t in tensors.items()},
+    "precision": lambda tensors: {n: t.view(torch.int32) for n, t in tensors.items()},
+    "more": lambda tensors: tensors | {"more": torch.ones(1)},
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_the_same_bytes_of_something_else_are_not_kept(run, what):
+    class Changing(CountedDisk):
+        def write_by(self, write, path):
+            write(path)
+            save_file(OTHERS[what](load_file(path)), path)
+
+    with pytest.raises(ResourceError, match="read back is something else"):
+        save(run, 3, Changing())
+    assert [folder.name for folder in checkpoints(run)] == ["checkpoint-2", "checkpoint-1"]
 
 
 def test_parts_of_any_size_are_read_as_they_were(run, monkeypatch):

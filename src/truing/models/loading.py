@@ -93,7 +93,7 @@ def empty_causal(path: str, revision: str | None = None) -> PreTrainedModel | No
         model.generation_config = GenerationConfig.from_pretrained(
             path, revision=revision or "main"
         )
-    empty: PreTrainedModel = model.eval()
+    empty: PreTrainedModel = model
     return empty
 
 
