@@ -28,6 +28,15 @@ def tuned(tmp_path_factory) -> Path:
     return stage_folder("sft", folder)
 
 
+def that_runs(model):
+    """What is about to be saved is weights in a shell; here in a model that nobody saved."""
+    made = loading.load_causal("random:llama", torch.float32)
+    weights = {name: t for name, t in model.state_dict().items() if not t.is_meta}
+    assert not made.base_model.load_state_dict(model.base_model.state_dict()).missing_keys
+    made.load_state_dict(weights, strict=False)
+    return made
+
+
 def spy_on_saved_and_reference() -> None:
     """Keeps what the model says of the probe as it is saved, what a head weighs, and the first
     reference log-probs with the tokens they are of."""
@@ -45,12 +54,13 @@ def spy_on_saved_and_reference() -> None:
 
     def policy(folder, model, *rest):
         with torch.no_grad():
-            keep("saved", logits=model(PROBE).logits)
+            keep("saved", logits=that_runs(model)(PROBE).logits)
         save_policy(folder, model, *rest)
 
     def scorer(folder, model, head, *rest):
         with torch.no_grad():
-            keep("saved", scores=head(model.base_model(PROBE).last_hidden_state))
+            states = that_runs(model).base_model(PROBE).last_hidden_state
+            keep("saved", scores=head(states))
         save_scorer(folder, model, head, *rest)
 
     def own_head(path, head):
