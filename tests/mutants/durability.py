@@ -273,6 +273,14 @@ MUTANTS = (
         "an asynchronous save that fails in its own thread",
     ),
     Mutant(
+        "a_signal_breaks_off_the_wait_for_a_save",
+        KEEPER,
+        "            with self.step():\n                self.write(taken)\n",
+        "            self.write(taken)\n",
+        ("training/test_keeper.py",),
+        "Thread.join, broken off, takes a thread that writes for ended: two saves at once",
+    ),
+    Mutant(
         "half_a_step_is_saved",
         KEEPER,
         "            if not self.busy:",

@@ -70,7 +70,7 @@ class Keeper:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around a step and the line of its metrics: what must not be cut in two."""
+        """Around a step and the line of its metrics, or a save: what must not be cut in two."""
         self.busy = True
         yield
         self.busy = False
@@ -79,10 +79,13 @@ class Keeper:
         """At the border behind a step. Raises what saving raised, and KeyboardInterrupt."""
         self.taken, self.at_border = taken, self.place()
         self._raise_failure()
+        if self.asked is None and self._due():
+            # A signal waits: one that breaks off Thread.join makes Python up to 3.12 take a thread
+            # that still writes for one that has ended, and a second one would write beside it.
+            with self.step():
+                self.write(taken)
         if self.asked is not None:
             self._stop(self.asked)
-        if self._due():
-            self.write(taken)
 
     def write(self, taken: int, *, wait: bool = False) -> None:
         """Start to write the state at the last border, if it is not written yet."""
