@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from truing.errors import CheckpointError
+from truing.rundir import RunDirectory
 from truing.runs import compare as comparing
 from truing.runs import upkeep
 from truing.runs.listing import one_run, runs_in, size_of
@@ -63,7 +64,7 @@ def show(path: Path) -> None:
         print(f"started {run.info.started}, {run.info.wall_seconds} s, seed {run.info.seed}")
         print(f"key {run.info.fingerprint}: {run.info.inputs}")
     print(f"{size_of(run.path):,} bytes")
-    print(yaml.safe_dump(comparing.config_of(run.path), sort_keys=False))
+    print(yaml.safe_dump(RunDirectory(run.path).config(), sort_keys=False))
     table = _table("metric", "last")
     for name, value in comparing.last_metrics(run.path).items():
         table.add_row(name, f"{value:.6g}")

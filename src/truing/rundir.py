@@ -36,6 +36,7 @@ SCHEMA_VERSION = 1
 RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.jsonl"
 SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
 BEST_OF_N_FILE = "eval/best_of_n.json"
+ROLLOUT_FILE = "samples/rollout-{index:04d}.jsonl"
 
 
 class RunInfo(BaseModel):
@@ -114,6 +115,18 @@ class RunDirectory:
         except (ValidationError, UnicodeDecodeError) as error:
             raise CheckpointError(
                 "run.json cannot be read",
+                where=str(file),
+                remedy="remove the stage's folder and run again with --resume",
+            ) from error
+
+    def config(self) -> dict[str, Any]:
+        """Every key it was given; nothing if it has no config.yaml. Raises CheckpointError."""
+        file = self.path / CONFIG_FILE
+        try:
+            return dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        except (UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"config.yaml cannot be read: {error}",
                 where=str(file),
                 remedy="remove the stage's folder and run again with --resume",
             ) from error

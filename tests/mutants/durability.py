@@ -321,6 +321,22 @@ MUTANTS = (
         "a changed knob and --resume: hours of training are gone without a word",
     ),
     Mutant(
+        "a_raised_limit_refuses_a_stopped_stage",
+        "pipeline/keys.py",
+        "not in WITHOUT_EFFECT | LIMITS}",
+        "not in WITHOUT_EFFECT}",
+        DECISION_TESTS,
+        "the message of a bad step advises a knob with which the run then cannot go on",
+    ),
+    Mutant(
+        "a_lowered_limit_keeps_what_went_beyond_it",
+        "pipeline/decisions.py",
+        "        return bool(now < before)",
+        "        return False",
+        DECISION_TESTS,
+        "no skipped steps are asked for, and a result with some is kept",
+    ),
+    Mutant(
         "the_last_weights_in_place_of_the_best",
         "training/build.py",
         "            self.best.adopt()\n",

@@ -77,6 +77,27 @@ def test_how_it_is_saved_changes_no_result(place, knob):
     assert decided(place, f"stages.sft.{knob}")["sft"] == ("keep", "done before")
 
 
+def test_a_higher_limit_changes_no_result_and_a_lower_one_might(place):
+    """`done` was made with 0; the message of a step that is not finite advises a larger one."""
+    raised = "stages.sft.max_nonfinite_steps=3"
+    assert set(decided(place, raised).values()) == {("keep", "done before")}
+    shutil.rmtree(place / "out")
+    run(place, raised)
+    assert decided(place, raised)["sft"][0] == "keep"
+    assert decided(place)["sft"] == ("run", "changed: max_nonfinite_steps 3 -> 0")
+    assert decided(place)["dpo"] == ("keep", "done before")
+
+
+def test_a_config_that_is_gone_or_damaged_is_said_and_made_again(place):
+    config = place / "out" / "dpo" / "config.yaml"
+    for text in ("beta: [", "just words", "\x00"):
+        config.write_text(text)
+        assert decided(place)["dpo"][1].startswith("damaged: ")
+    config.unlink()
+    assert decided(place)["dpo"][1].startswith("damaged: ")
+    assert decided(place, "stages.dpo.beta=0.3")["dpo"] == ("run", "changed: config")
+
+
 def test_edited_rows_change_all_and_moved_ones_nothing(place):
     (place / "rows.jsonl").rename(place / "moved.jsonl")
     assert set(decided(place, "data.path=moved.jsonl").values()) == {("keep", "done before")}
@@ -123,6 +144,7 @@ def test_a_stopped_stage_is_not_thrown_away_for_a_changed_knob(done, tmp_path):
     assert "it stopped at checkpoint-" in error
     assert ", and since then changed: beta 0.1 -> 0.3" in error
     assert "truing runs rm out/dpo" in error
+    assert decided(tmp_path, "stages.dpo.max_nonfinite_steps=2")["dpo"][0] == "go on"
     shutil.rmtree(tmp_path / "out" / "dpo")
     assert decided(tmp_path, "stages.dpo.beta=0.3")["dpo"] == ("run", "not run yet")
 

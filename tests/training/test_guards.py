@@ -57,6 +57,13 @@ def test_a_skipped_step_changes_nothing_but_the_place(dtype):
     assert stage.step.skipped == [{"step": 2, "why": "loss is nan", "rows": [""] * 8}]
 
 
+def test_a_step_on_own_samples_names_the_file_that_shows_them():
+    stage = built("ppo", max_nonfinite_steps=1)
+    broken(stage.step, 1)
+    taken(stage, 1)
+    assert stage.step.skipped[0]["rows"] == ["samples/rollout-0000.jsonl"]
+
+
 def test_the_first_step_may_be_skipped_and_the_contract_is_asked_later():
     stage = built("dpo", max_nonfinite_steps=1)
     broken(stage.step, 1)

@@ -26,6 +26,7 @@ from truing.config.sections import (
 )
 from truing.config.stages import PIPELINE_METHODS, BestOfN, Evaluate, Preferences, Recipe
 from truing.config.training import (
+    LIMITS,
     WITHOUT_EFFECT,
     ActorCritic,
     Offline,
@@ -36,6 +37,7 @@ from truing.config.training import (
 )
 
 __all__ = [
+    "LIMITS",
     "PIPELINE_METHODS",
     "RESERVED_STAGE_NAMES",
     "REWARD_ROLES",

@@ -10,6 +10,9 @@ from truing.config.sections import Fraction, Positive, RewardSpec, Sampling, Sta
 
 WITHOUT_EFFECT = frozenset({"save_steps", "save_minutes", "save_total_limit"})
 """Knobs that change nothing about what a stage leaves behind: another value is no other stage."""
+LIMITS = frozenset({"max_nonfinite_steps"})
+"""Knobs that only stop a stage: what came through under one comes through under a larger one, the
+same."""
 
 
 class Training(Stage):

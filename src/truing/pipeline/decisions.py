@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import yaml
-
+from truing.config import LIMITS, WITHOUT_EFFECT
 from truing.errors import CheckpointError
 from truing.pipeline.context import Context
 from truing.pipeline.keys import inputs_of, key_of
 from truing.pipeline.stages.base import PipelineStage
-from truing.rundir import CONFIG_FILE, RunDirectory, RunInfo, checkpoints
+from truing.rundir import RunDirectory, RunInfo, checkpoints
 
 MANY = 3
 """More changed keys than this are counted, not named."""
@@ -89,9 +88,8 @@ def _changes(
     """Part that differs from the earlier run -> how to say it."""
     parts = [p for p in {**info.inputs, **inputs} if info.inputs.get(p) != inputs.get(p)]
     said = {part: _said(part, info) for part in parts}
-    if "config" in said:
-        before = yaml.safe_load((run.path / CONFIG_FILE).read_text(encoding="utf-8"))
-        said["config"] = _differing(before, knobs)
+    if changed := _changed_knobs(run, knobs, all_of_them="config" in said):
+        said["config"] = changed
     return said
 
 
@@ -99,7 +97,22 @@ def _said(part: str, info: RunInfo) -> str:
     return f"{part} ({info.parents[part]})" if part in info.parents and part != "data" else part
 
 
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
-    shown = [f"{n} {before.get(n)} -> {now.get(n)}" for n in names[:MANY]]
-    return ", ".join(shown) + (f" and {len(names) - MANY} more keys" if len(names) > MANY else "")
+def _changed_knobs(run: RunDirectory, now: Mapping[str, Any], *, all_of_them: bool) -> str:
+    """What has an effect and was another value, in words; else only limits that were lowered."""
+    try:
+        before = run.config()
+    except CheckpointError:
+        before = {}
+    if not before:  # gone or damaged: its digest says so of a finished run
+        return ""
+    names = {**before, **now} if all_of_them else LIMITS & before.keys() & now.keys()
+    changed = [n for n in names if _matters(n, before.get(n), now.get(n))]
+    shown = [f"{n} {before.get(n)} -> {now.get(n)}" for n in changed[:MANY]]
+    more = len(changed) - MANY
+    return ", ".join(shown) + (f" and {more} more keys" if more > 0 else "")
+
+
+def _matters(name: str, before: Any, now: Any) -> bool:
+    if name in LIMITS and None not in (before, now):  # else it is another method's
+        return bool(now < before)
+    return name not in WITHOUT_EFFECT and before != now

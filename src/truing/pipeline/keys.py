@@ -1,6 +1,6 @@
 """What a stage's result depends on, part by part, as hashes: same parts, same result, bit for bit.
 
-    config      every knob that has an effect     model       section, and the files of the weights
+    config      every knob that changes it        model       section, and the files of the weights
     seed        of the stage                      tokenizer   its files and template
     data        the rows as read and divided      code        of ours that the stage uses
     from, reward, ...                             the parent's own key, or an outside folder's files
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from truing import rewards
-from truing.config import REWARD_ROLES, WITHOUT_EFFECT
+from truing.config import LIMITS, REWARD_ROLES, WITHOUT_EFFECT
 from truing.pipeline.code_version import code_version, room
 from truing.pipeline.context import Context
 from truing.pipeline.stages.base import PipelineStage
@@ -37,7 +37,7 @@ def inputs_of(
 ) -> dict[str, str]:
     """Part -> hash. `keys` are those of the stages before it."""
     recipe = context.recipe
-    knobs = {name: v for name, v in stage.knobs.items() if name not in WITHOUT_EFFECT}
+    knobs = {name: v for name, v in stage.knobs.items() if name not in WITHOUT_EFFECT | LIMITS}
     model, weights, tokenizer = recipe.model.model_dump(), "", ""
     if Path(context.model_path).is_dir():
         del model["path"]

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from truing.rundir import CONFIG_FILE, RunDirectory
+from truing.rundir import RunDirectory
 from truing.runs.listing import Run
 
 Row = tuple[str, str, str]
@@ -16,15 +14,11 @@ Row = tuple[str, str, str]
 ABSENT = "-"
 
 
-def config_of(path: Path) -> dict[str, Any]:
-    """config.yaml of a run; nothing if it has none."""
-    file = path / CONFIG_FILE
-    return dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-
-
 def differing_config(one: Run, other: Run) -> list[Row]:
     """The keys that differ."""
-    return _differing(_flat(config_of(one.path)), _flat(config_of(other.path)))
+    return _differing(
+        _flat(RunDirectory(one.path).config()), _flat(RunDirectory(other.path).config())
+    )
 
 
 def differing_inputs(one: Run, other: Run) -> list[str]:

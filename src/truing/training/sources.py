@@ -15,6 +15,7 @@ from truing.data.loader import Loader, Supply
 from truing.data.packing import micro_batches, pack
 from truing.groups import TokenGroup
 from truing.rollouts.collect import Collector, Rollout
+from truing.rundir import ROLLOUT_FILE
 from truing.training.checkpoints import State
 
 APPROXKL = "policy/approxkl_avg"
@@ -27,7 +28,7 @@ class Work:
     micro_batches: list[Batch]
     metrics: dict[str, float]
     rows: tuple[str, ...] = ()
-    """Where its rows came from, if it knows: `file:line`."""
+    """Where its rows came from: `file:line`, or the file in the run that shows their rollout."""
 
 
 class Source(Protocol):
@@ -163,7 +164,7 @@ class OnPolicy:
                 if self.too_far or self.given >= self.total_steps:
                     break
                 self.given, self.given_of_rollout = self.given + 1, self.given_of_rollout + 1
-                yield Work(minibatch, metrics)
+                yield Work(minibatch, metrics, (ROLLOUT_FILE.format(index=index),))
                 metrics = {}
             self.minibatches, self.given_of_rollout, self.too_far = None, 0, False
 

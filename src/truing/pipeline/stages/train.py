@@ -25,7 +25,7 @@ from truing.rewards.base import Patience, Reward, Scores
 from truing.rollouts.collect import Rollout, Scorer
 from truing.rollouts.sampler import sample
 from truing.rollouts.scoring import score_groups
-from truing.rundir import RunInfo, checkpoints
+from truing.rundir import ROLLOUT_FILE, RunInfo, checkpoints
 from truing.storage import move_into
 from truing.training.arrange import (
     arrange,
@@ -329,7 +329,8 @@ class Train(PipelineStage):
             for group in rollout.groups
             for completion in group.completions
         ]
-        context.run(self.name).write_rows(f"samples/rollout-{index:04d}.jsonl", rows[:KEPT_SAMPLES])
+        file = ROLLOUT_FILE.format(index=index)
+        context.run(self.name).write_rows(file, rows[:KEPT_SAMPLES])
 
     def _judge(self, context: Context, inputs: Inputs, built: Built) -> dict[str, Any]:
         """The reward model on every held-out row; its scores are the stage's samples."""
