@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.modeling_outputs import BaseModelOutput
 
 from truing.exact import Language
-from truing.models.loading import quiet
+from truing.models.quiet import quiet
 
 
 class TableConfig(PreTrainedConfig):  # type: ignore[misc]

@@ -36,6 +36,8 @@ SCHEMA_VERSION = 1
 RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.jsonl"
 SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
 BEST_OF_N_FILE = "eval/best_of_n.json"
+RESUMED_THOUGH = "resumed_though"
+"""Among the facts: what had changed each time a stopped stage was gone on with."""
 ROLLOUT_FILE = "samples/rollout-{index:04d}.jsonl"
 
 
@@ -63,6 +65,8 @@ class RunInfo(BaseModel):
     """What the result depends on, part by part -> its hash: config, seed, model, tokenizer, data,
     code, and the parents."""
     versions: dict[str, str] = Field(default_factory=dict)
+    rounding: dict[str, str] = Field(default_factory=dict)
+    """What else than the inputs decides the last bits: packages, processor, threads, device."""
     device: str = ""
     steps: int = 0
     tokens: int = 0

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -89,6 +90,14 @@ class Disk:
 
 
 DISK = Disk()
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $TRUING_CACHE, or the user's cache folder."""
+    if "TRUING_CACHE" in os.environ:
+        return Path(os.environ["TRUING_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "truing"
 
 
 @contextmanager
@@ -223,6 +232,7 @@ def _each_once(folder: Path, fill: Callable[[Path], Iterable[Path]]) -> Iterator
 def _seal(folder: Path, paths: Iterable[Path], facts: dict[str, Any], disk: Disk) -> None:
     files: dict[str, dict[str, Any]] = {}
     for path in paths:
+        _open_as_its_folder(path)
         disk.sync_file(path)
         files[path.relative_to(folder).as_posix()] = {
             "bytes": path.stat().st_size,
@@ -233,6 +243,14 @@ def _seal(folder: Path, paths: Iterable[Path], facts: dict[str, Any], disk: Disk
     write_checked(folder / MANIFEST_FILE, content, disk)
     for inner in sorted({(folder / name).parent for name in files} | {folder}):
         disk.sync_folder(inner)
+
+
+def _open_as_its_folder(path: Path) -> None:
+    """Whoever may read the folder may read the file. safetensors writes for the owner alone: a
+    server under another account could not open what was trained."""
+    mode, of_folder = (stat.S_IMODE(place.stat().st_mode) for place in (path, path.parent))
+    if mode != of_folder & 0o666:
+        path.chmod(of_folder & 0o666)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

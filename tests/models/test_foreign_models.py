@@ -135,28 +135,6 @@ def test_the_layers_are_found_wherever_the_trunk_keeps_them():
     assert frozen._layers(trunk) is trunk.decoder.layers
 
 
-def test_two_files_of_one_size_are_two_models(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRUING_CACHE", str(tmp_path / "cache"))
-    files = [tmp_path / name / "policy.gguf" for name in "ab"]
-    for file, content in zip(files, (b"one", b"two"), strict=True):
-        file.parent.mkdir()
-        file.write_bytes(content)
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: name)
-    known = {}
-
-    def convert(folder):
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-
-    monkeypatch.setattr(loading, "_read_gguf", lambda _: (_ for _ in ()).throw(InterruptedError))
-    for file in files:
-        with pytest.raises(InterruptedError):  # nothing is in the cache: it would convert
-            loading.converted(file)
-        known[file] = loading.gguf_folder(file)
-        convert(known[file])
-    assert loading.converted(files[0]) == known[files[0]] != known[files[1]]
-
-
 def test_an_older_glibc_keeps_what_it_can(monkeypatch):
     asked = []
 

@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "cache_knows_weights_by_name_only",
         CACHE,
-        ".view(torch.uint8).numpy()",
-        ".view(torch.uint8)[:0].numpy()",
+        ".cpu().view(torch.uint8).numpy()",
+        ".cpu().view(torch.uint8)[:0].numpy()",
         CACHED,
         "a cache keyed by the model's path: the next SFT run in that folder gets the old numbers",
     ),

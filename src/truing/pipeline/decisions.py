@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from truing.config import LIMITS, WITHOUT_EFFECT
 from truing.errors import CheckpointError
+from truing.pipeline import machine
 from truing.pipeline.context import Context
 from truing.pipeline.keys import inputs_of, key_of
 from truing.pipeline.stages.base import PipelineStage
@@ -28,6 +29,8 @@ class Decision:
     """What its result depends on, part by part."""
     earlier: RunInfo | None = None
     """The run that is gone on with."""
+    though: tuple[str, ...] = ()
+    """What has changed since then that lets it go on, but not to the same bits."""
 
 
 def decide(
@@ -42,7 +45,7 @@ def decide(
     for name, stage in planned.items():
         inputs = inputs_of(context, stage, parents[name], keys)
         keys[name] = key_of(inputs)
-        found[name] = _decide(context.run(name), stage.knobs, inputs)
+        found[name] = _decide(context, context.run(name), stage.knobs, inputs)
     return found
 
 
@@ -59,7 +62,9 @@ def refuse(decisions: Mapping[str, Decision], context: Context) -> None:
             )
 
 
-def _decide(run: RunDirectory, knobs: Mapping[str, Any], inputs: dict[str, str]) -> Decision:
+def _decide(
+    context: Context, run: RunDirectory, knobs: Mapping[str, Any], inputs: dict[str, str]
+) -> Decision:
     info = run.info()
     if info is None:
         return Decision("run", "not run yet", inputs)
@@ -78,8 +83,14 @@ def _decide(run: RunDirectory, knobs: Mapping[str, Any], inputs: dict[str, str])
     if blocking := [text for part, text in changed.items() if part != "code"]:
         why = f"it stopped at {saved[0].name}, and since then changed: {', '.join(blocking)}"
         return Decision("refuse", why, inputs)
-    though = ", though Truing's code has changed since" if changed else ""
-    return Decision("go on", f"from {saved[0].name}{though}", inputs, info)
+    though = (
+        *(["Truing's code"] if changed else []),
+        *_rounding_changes(info, str(context.device)),
+    )
+    why = f"from {saved[0].name}"
+    if though:
+        why += f", though since then changed: {', '.join(though)} (equal bits are not promised)"
+    return Decision("go on", why, inputs, info, though)
 
 
 def _changes(
@@ -95,6 +106,12 @@ def _changes(
 
 def _said(part: str, info: RunInfo) -> str:
     return f"{part} ({info.parents[part]})" if part in info.parents and part != "data" else part
+
+
+def _rounding_changes(info: RunInfo, device: str) -> list[str]:
+    """What of packages and machine is not what the stopped run had."""
+    before, now = info.rounding, machine.rounding(device)
+    return [f"{n} {before[n]} -> {now.get(n)}" for n in before if before[n] != now.get(n)]
 
 
 def _changed_knobs(run: RunDirectory, now: Mapping[str, Any], *, all_of_them: bool) -> str:

@@ -41,6 +41,14 @@ def describe() -> dict[str, str]:
     return found
 
 
+def rounding(device: str) -> dict[str, str]:
+    """What decides how numbers round: another of these, and equal bits are not promised."""
+    of_packages = {name: version for name, version in versions().items() if name != "truing"}
+    of_machine = describe()
+    own = {n: of_machine[n] for n in ("processor", "threads", "accelerator")}
+    return of_packages | own | {"device": device}
+
+
 def _processor() -> str:
     """The processor's name and the matrix instructions that decide its speed."""
     cpuinfo = Path("/proc/cpuinfo")

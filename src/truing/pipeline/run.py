@@ -25,7 +25,7 @@ from truing.pipeline.decisions import Decision, decide, refuse
 from truing.pipeline.keys import key_of
 from truing.pipeline.stages.base import PipelineStage
 from truing.pipeline.summarise import summarise
-from truing.rundir import SUMMARY_FILE, RunInfo, write_text
+from truing.rundir import RESUMED_THOUGH, SUMMARY_FILE, RunInfo, write_text
 from truing.runs.claim import claimed
 
 SHOWN = ("loss", "eval/accuracy", "rewards/accuracies", "objective/scores", "objective/kl")
@@ -108,6 +108,27 @@ def _check_kinds(
                 )
 
 
+def _new_info(
+    context: Context, stage: PipelineStage, parents: Mapping[str, str], decision: Decision
+) -> RunInfo:
+    """What run.json says of a stage before it begins, or goes on."""
+    info = RunInfo(
+        stage=stage.name,
+        method=stage.config.method,
+        seed=context.seed(stage.name, stage.config.seed),
+        parents=dict(parents),
+        fingerprint=key_of(decision.inputs),
+        inputs=decision.inputs,
+        versions=machine.versions(),
+        rounding=machine.rounding(str(context.device)),
+        device=str(context.device),
+    )
+    earlier = decision.earlier.facts.get(RESUMED_THOUGH, []) if decision.earlier else []
+    if though := [*earlier, *decision.though]:
+        info.facts[RESUMED_THOUGH] = though
+    return info
+
+
 def _run_stage(
     context: Context,
     stage: PipelineStage,
@@ -121,16 +142,7 @@ def _run_stage(
     run, earlier = context.run(stage.name), decision.earlier
     if run.info() is not None:
         context.say(f"{label}: {'goes on ' if earlier else 'runs again, '}{decision.why}")
-    info = RunInfo(
-        stage=stage.name,
-        method=stage.config.method,
-        seed=context.seed(stage.name, stage.config.seed),
-        parents=dict(parents),
-        fingerprint=key_of(decision.inputs),
-        inputs=decision.inputs,
-        versions=machine.versions(),
-        device=str(context.device),
-    )
+    info = _new_info(context, stage, parents, decision)
     run.start(info, stage.knobs, keep=earlier is not None)
     machine.reset_peak_memory()
     started = time.monotonic() - ((earlier.wall_seconds or 0.0) if earlier else 0.0)

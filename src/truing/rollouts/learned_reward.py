@@ -25,6 +25,7 @@ from truing.data import templates
 from truing.errors import ModelError
 from truing.memory import memory_errors
 from truing.models import folders, loading
+from truing.models.quiet import quiet
 from truing.rewards.base import Reward, Unscored
 from truing.rewards.model import Model
 
@@ -201,7 +202,7 @@ def _load(path: str, dtype: torch.dtype) -> PreTrainedModel:
     if Path(path).is_dir():
         folders.check_folder(Path(path))
     try:
-        with loading.quiet():
+        with quiet():
             network, report = AutoModelForSequenceClassification.from_pretrained(
                 path,
                 dtype=dtype,

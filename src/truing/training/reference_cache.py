@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +22,16 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from truing.batch import Batch
 from truing.data.packing import pack
 from truing.groups import TokenGroup
 from truing.memory import Memory
-from truing.models.loading import cache_folder
 from truing.models.network import Network
 from truing.models.roles import Roles
+from truing.storage import cache_folder, write_file, writing
 
 FORWARD_VERSION = 2
 """Raise this when the forward pass rounds otherwise than before: old caches are then not found."""
@@ -157,12 +156,16 @@ def _read(path: Path, key: str, size: int) -> tuple[Tensor | None, str]:
         return None, f"it cannot be read, {error}"
     if logps.shape != (size,) or logps.dtype != torch.float32 or not logps.isfinite().all():
         return None, f"it should hold {size} finite float32 numbers"
+    if header.get("sha256") != _digest(logps):
+        return None, "its SHA-256 is not the one it was written with"
     return logps, ""
 
 
 def _write(path: Path, key: str, logps: Tensor) -> None:
-    """Beside first, then renamed: a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({"logps": logps}, beside, metadata={"key": key})
-    beside.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, save({"logps": logps}, {"key": key, "sha256": _digest(logps)}))
+
+
+def _digest(logps: Tensor) -> str:
+    return hashlib.sha256(logps.contiguous().view(torch.uint8).numpy().data).hexdigest()
