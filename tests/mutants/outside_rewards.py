@@ -334,7 +334,7 @@ MUTANTS = (
         REQUEST,
         "        if len(content) > most:",
         "        if len(content) > most << 20:",
-        _endpoint("test_a_gigabyte_is_cut_off_after_the_cap"),
+        _endpoint("test_a_gigabyte_is_cut_off_after_the_cap", "test_the_cap_is_exact"),
         "a body that fills memory (Open WebUI CVE-2024-12537)",
     ),
     Mutant(

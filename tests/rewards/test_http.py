@@ -273,6 +273,18 @@ def test_the_cap_is_a_field():
             ask(make(endpoint, response_kb=2))
 
 
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_the_cap_is_exact(beyond):
+    """Just beyond it, where the larger cap on all that comes over the socket does not help."""
+    body = json.dumps({"scores": [1, 2]}).encode().ljust(2048 + beyond)
+    with serving(reply(body)) as endpoint:
+        if not beyond:
+            assert ask(make(endpoint, response_kb=2)).values == [1, 2]
+            return
+        with pytest.raises(RolloutError, match="more than 2048 bytes"):
+            ask(make(endpoint, response_kb=2))
+
+
 def test_no_redirect_is_followed(waits):
     with serving(scores(1, 2)) as inner:
         for status in (301, 302, 303, 307, 308):

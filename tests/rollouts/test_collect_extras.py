@@ -52,16 +52,12 @@ def test_what_dynamic_sampling_leaves_out_is_still_part_of_the_score():
         return 1.0 if len(group.prompt_ids) % 2 else float(group.completions.index(completion))
 
     made = collector(score=solved_if_odd, credit=PLAIN, dynamic_rounds=1)
-    first, second = prompts(6, 1), prompts(6, 2)
-    rollout = made.collect(first, 3, more=lambda: second)
-    groups = (
-        [*first, *second]
-        if len(rollout.groups) < 6 or any(len(p.prompt_ids) % 2 for p in first)
-        else first
-    )
-    shares = [1.0 if len(p.prompt_ids) % 2 else 0.5 for p in groups]
-    assert rollout.metrics["objective/scores"] == pytest.approx(sum(shares) / len(shares))
-    assert rollout.metrics["objective/scores"] > 0.5
+    odd = [p for p in prompts(40) if len(p.prompt_ids) % 2]
+    even = [p for p in prompts(40) if len(p.prompt_ids) % 2 == 0]
+    rollout = made.collect([*odd[:1], *even[:5]], 3, more=lambda: [*odd[1:6], *even[5:6]])
+    assert len(rollout.groups) == 6
+    assert all(len(group.prompt_ids) % 2 == 0 for group in rollout.groups)
+    assert rollout.metrics["objective/scores"] == pytest.approx((6 * 1.0 + 6 * 0.5) / 12)
 
 
 def test_dynamic_sampling_goes_on_with_fewer_and_stops_when_nothing_differs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -150,7 +151,9 @@ def corrupt(file, how):
     elif how == "other name":
         save_file({"logits": logps}, file, metadata=header)
     elif how == "other key":
-        save_file({"logps": logps + 1}, file, metadata={"key": "0" * 64})
+        other = logps + 1
+        own = {"key": "0" * 64, "sha256": hashlib.sha256(other.numpy().tobytes()).hexdigest()}
+        save_file({"logps": other}, file, metadata=own)
     elif how == "no key":
         save_file({"logps": logps + 1}, file)
 
