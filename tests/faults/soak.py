@@ -71,7 +71,9 @@ def killed_chain(
     while True:
         process = start(recipe, output, *(["--resume"] if output.exists() else []))
         if hit < kills:
-            goal = lines(output) + draw.randint(1, max(1, 2 * total // (kills + 2)))
+            now = lines(output)
+            left = total - now - (kills - hit)  # so that all kills find something to hit
+            goal = now + draw.randint(1, max(1, min(2 * total // (kills + 2), left)))
             while process.poll() is None and lines(output) < goal:
                 time.sleep(0.01)
             time.sleep(draw.random() * 0.5)
