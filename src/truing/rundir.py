@@ -65,8 +65,8 @@ class RunInfo(BaseModel):
     """What the result depends on, part by part -> its hash: config, seed, model, tokenizer, data,
     code, and the parents."""
     versions: dict[str, str] = Field(default_factory=dict)
-    rounding: dict[str, str] = Field(default_factory=dict)
-    """What else than the inputs decides the last bits: packages, processor, threads, device."""
+    machine: dict[str, str] = Field(default_factory=dict)
+    """Processor, threads and accelerator: with versions and device they decide the last bits."""
     device: str = ""
     steps: int = 0
     tokens: int = 0

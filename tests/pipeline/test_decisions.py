@@ -156,9 +156,10 @@ def test_a_resume_that_cannot_end_in_the_same_bits_says_so_and_keeps_it(done, tm
     file = tmp_path / "out" / "dpo" / "run.json"
     info = json.loads(file.read_text())
     assert "though" not in decided(tmp_path)["dpo"][1]
-    assert {"torch", "processor", "threads", "device"} <= info["rounding"].keys()
-    torch_now, info["rounding"]["torch"] = info["rounding"]["torch"], "1.0"
-    info["rounding"]["threads"], info["inputs"]["code"] = "64", "older"
+    assert info["machine"].keys() == {"processor", "threads", "accelerator"}
+    torch_now, info["versions"]["torch"] = info["versions"]["torch"], "1.0"
+    info["versions"]["truing"] = "0.0"
+    info["machine"]["threads"], info["inputs"]["code"] = "64", "older"
     file.write_text(json.dumps(info))
     action, why = decided(tmp_path)["dpo"]
     assert action == "go on"

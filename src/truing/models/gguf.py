@@ -23,7 +23,8 @@ from truing.storage import cache_folder, read_manifest, write_folder, writing
 
 
 def of_package(name: str) -> Path:
-    """The one .gguf file an installed package carries; the package itself is not imported."""
+    """The one .gguf file an installed package carries; the package itself is not imported.
+    Raises ModelError if there is none, or several."""
     spec = importlib.util.find_spec(name)
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]

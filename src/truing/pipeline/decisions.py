@@ -110,7 +110,9 @@ def _said(part: str, info: RunInfo) -> str:
 
 def _rounding_changes(info: RunInfo, device: str) -> list[str]:
     """What of packages and machine is not what the stopped run had."""
-    before, now = info.rounding, machine.rounding(device)
+    before = info.versions | info.machine | {"device": info.device}
+    now = machine.versions() | machine.arithmetic() | {"device": device}
+    before.pop("truing", None)  # of our code the key says more than its version
     return [f"{n} {before[n]} -> {now.get(n)}" for n in before if before[n] != now.get(n)]
 
 

@@ -41,12 +41,10 @@ def describe() -> dict[str, str]:
     return found
 
 
-def rounding(device: str) -> dict[str, str]:
-    """What decides how numbers round: another of these, and equal bits are not promised."""
-    of_packages = {name: version for name, version in versions().items() if name != "truing"}
-    of_machine = describe()
-    own = {n: of_machine[n] for n in ("processor", "threads", "accelerator")}
-    return of_packages | own | {"device": device}
+def arithmetic() -> dict[str, str]:
+    """What of the machine decides how numbers round."""
+    found = describe()
+    return {name: found[name] for name in ("processor", "threads", "accelerator")}
 
 
 def _processor() -> str:

@@ -120,7 +120,7 @@ def _new_info(
         fingerprint=key_of(decision.inputs),
         inputs=decision.inputs,
         versions=machine.versions(),
-        rounding=machine.rounding(str(context.device)),
+        machine=machine.arithmetic(),
         device=str(context.device),
     )
     earlier = decision.earlier.facts.get(RESUMED_THOUGH, []) if decision.earlier else []
